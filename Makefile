@@ -1,0 +1,82 @@
+# `make` explains the targets. Everything that runs is under workspace/, everything installed under .venv/.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo down status test lint envs constraints clean
+
+# What a person may choose: make demo AIRFLOW_PORT=9088
+export MLFLOW_PORT ?= 8080
+export TRITON_HTTP_PORT ?= 8000
+export TRITON_GRPC_PORT ?= 8001
+export TRITON_METRICS_PORT ?= 8002
+export AIRFLOW_PORT ?= 8088
+export TOXIC_WORKSPACE ?= $(CURDIR)/workspace
+FORCE ?=
+DATA ?=
+REVIEW ?=
+
+# uv looks for wheels where pip is told to look. Where neither is told anything, torch comes from PyTorch's own CPU
+# index: PyPI's build brings 3 GB of CUDA that a laptop has no use for. Behind a mirror of PyPI alone: TORCH_BACKEND=
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+TORCH_BACKEND ?= $(if $(UV_FIND_LINKS),,cpu)
+ifneq ($(TORCH_BACKEND),)
+export UV_TORCH_BACKEND := $(TORCH_BACKEND)
+endif
+
+PYTHON ?= python3.11
+UV := $(or $(shell command -v uv),.venv/uv/bin/uv)
+TASKS := .venv/tasks/bin/python
+INSTALL = $(UV) pip install --quiet --compile-bytecode
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '\nPorts: AIRFLOW_PORT=%s MLFLOW_PORT=%s TRITON_HTTP_PORT=%s TRITON_GRPC_PORT=%s TRITON_METRICS_PORT=%s\n' \
+		$(AIRFLOW_PORT) $(MLFLOW_PORT) $(TRITON_HTTP_PORT) $(TRITON_GRPC_PORT) $(TRITON_METRICS_PORT)
+
+demo: envs ## retrain once through Airflow and serve the result; FORCE=1 again, DATA=FOLDER on Kaggle's files, REVIEW=1 asks you
+	@$(TASKS) -m local.demo $(if $(FORCE),--force) $(if $(REVIEW),--review) $(if $(DATA),--data=$(DATA))
+
+down: ## stop what `make demo` left running
+	@[ ! -x $(TASKS) ] || $(TASKS) -m local.services down
+
+status: ## what of it is running, and where
+	@[ ! -x $(TASKS) ] || $(TASKS) -m local.services status
+
+test: envs ## the whole suite, with real components
+	$(TASKS) -m pytest tests/unit tests/steps tests/serving
+	.venv/airflow/bin/python -m pytest tests/dags
+
+lint: envs ## black, isort, flake8, prettier and the standard hooks
+	.venv/tasks/bin/pre-commit run --all-files
+
+envs: .venv/tasks/.done .venv/airflow/.done .venv/triton/.done
+
+.venv/tasks/.done: pyproject.toml constraints.txt | $(UV)
+	$(UV) venv --quiet --clear --python $(PYTHON) .venv/tasks
+	$(INSTALL) --python $(TASKS) --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+.venv/airflow/.done: pyproject.toml constraints.txt | $(UV)
+	$(UV) venv --quiet --clear --python $(PYTHON) .venv/airflow
+	$(INSTALL) --python .venv/airflow/bin/python --constraint constraints.txt --group airflow
+	@touch $@
+
+# The server looks for its Python backend's stub by version; the wheel keeps one per version elsewhere.
+.venv/triton/.done: pyproject.toml constraints-triton.txt | $(UV)
+	$(UV) venv --quiet --clear --python $(PYTHON) .venv/triton
+	$(INSTALL) --python .venv/triton/bin/python --constraint constraints-triton.txt --group triton
+	@touch $@
+
+.venv/uv/bin/uv:
+	$(PYTHON) -m venv .venv/uv
+	.venv/uv/bin/pip install --quiet uv
+
+constraints: | $(UV) ## resolve the newest versions into the constraints files
+	@for spec in "constraints.txt --extra dev --group airflow" "constraints-triton.txt --group triton"; do \
+		set -- $$spec; file=$$1; shift; head="$$(grep '^#' $$file)"; \
+		$(UV) pip compile pyproject.toml "$$@" --universal --python-version 3.11 --no-annotate --no-header -q -o $$file --upgrade; \
+		printf '%s\n%s\n' "$$head" "$$(cat $$file)" >$$file; \
+	done
+
+clean: down ## remove the environments; the workspace, which holds data and models, stays
+	rm -rf .venv

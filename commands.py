@@ -1,0 +1,270 @@
+"""One command line for people and for the DAG: every step of a retraining by its name.
+
+    python commands.py STEP [hydra.override=value …]
+    python commands.py STEP --help
+
+Logs go to stderr. The last line of stdout is the step's result, one JSON object. Exit codes: 0 done; 99 nothing that
+follows should run (no new data, gate not passed, rejected); 2 bad arguments or configuration; 1 failed, and the last
+line of stderr says why.
+"""
+
+import inspect
+import json
+import logging
+import os
+import sys
+
+import fire
+from fire.decorators import SetParseFns
+
+from tasks.errors import Skip, StepFailed, UsageError
+from tasks.step import execute, prepare_process, stdout_for_the_result
+
+
+def download(*overrides, config_path="configs", config_name="config"):
+    """Brings the raw data into the workspace and gives it a version; skips the rest when there is nothing new.
+
+    Example: python commands.py download profile=demo
+    """
+    from tasks.data import download
+
+    return execute("download", download.run, overrides, config_path=config_path, config_name=config_name, reuse=True)
+
+
+def validate(*overrides, what="all", config_path="configs", config_name="config"):
+    """Checks data against the expectations in expectations/*.json.
+
+    Args:
+        what: raw, prepared or all.
+    """
+    from tasks.data import validate
+
+    wanted = {"raw": ["raw"], "prepared": ["prepared"], "all": ["raw", "prepared"]}.get(what)
+    if wanted is None:
+        raise UsageError(f"--what={what} is not one of raw, prepared, all")
+    results = [
+        execute(
+            f"validate_{stage}", validate.run, overrides, stage=stage, config_path=config_path, config_name=config_name
+        )
+        for stage in wanted
+    ]
+    return results[0] if len(results) == 1 else {"step": "validate", "results": results}
+
+
+def prepare(*overrides, config_path="configs", config_name="config"):
+    """Cleans, joins and splits the raw data into data/processed/{train,val,test}.parquet."""
+    from tasks.data import prepare
+
+    return execute("prepare", prepare.run, overrides, config_path=config_path, config_name=config_name, reuse=True)
+
+
+def train(*overrides, config_path="configs", config_name="config"):
+    """Fine-tunes the base model with QLoRA, then merges the adapter: models/finetuned/final.
+
+    Example: python commands.py train model=qwen training.num_train_epochs=1
+    """
+    from tasks.training import train
+
+    return execute("train", train.run, overrides, config_path=config_path, config_name=config_name, reuse=True)
+
+
+def evaluate(*overrides, config_path="configs", config_name="config"):
+    """Chooses thresholds on the validation split; measures model, champion and baseline on the same test rows."""
+    from tasks.training import evaluate
+
+    return execute("evaluate", evaluate.run, overrides, config_path=config_path, config_name=config_name, reuse=True)
+
+
+def register(*overrides, config_path="configs", config_name="config"):
+    """Makes the trained model a new version in the MLflow registry."""
+    from tasks.promotion import register
+
+    return execute("register", register.run, overrides, config_path=config_path, config_name=config_name, reuse=True)
+
+
+def gate(*overrides, config_path="configs", config_name="config"):
+    """Holds the version's metrics against the limits in configs/gate; exit 99 when one that binds is missed."""
+    from tasks.promotion import gate
+
+    return execute("gate", gate.run, overrides, config_path=config_path, config_name=config_name)
+
+
+def report(*overrides, config_path="configs", config_name="config"):
+    """Writes report.html: everything a reviewer needs, on one page that works offline."""
+    from tasks.promotion import report
+
+    return execute("report", report.run, overrides, config_path=config_path, config_name=config_name)
+
+
+@SetParseFns(reason=str, reviewer=str)
+def decide(*overrides, decision=None, reviewer=None, reason=None, config_path="configs", config_name="config"):
+    """Records in the registry who decided what about the version, when and why; exit 99 when it was rejected.
+
+    Args:
+        decision: approve or reject. Without one, promotion.mode decides.
+        reviewer: who decides; the login name by default.
+        reason: why, in a sentence.
+    """
+    from tasks.promotion import decide
+
+    return execute(
+        "decide",
+        decide.run,
+        overrides,
+        decision=decision,
+        reviewer=reviewer,
+        reason=reason,
+        config_path=config_path,
+        config_name=config_name,
+    )
+
+
+@SetParseFns(checkpoint=str, output_path=str)
+def export_onnx(*overrides, checkpoint=None, output_path=None, config_path="configs", config_name="config"):
+    """Exports the merged model to ONNX and checks that it decides like the original.
+
+    Args:
+        checkpoint: a folder like models/finetuned/final, with --output-path. Without both, the run's candidate.
+        output_path: the ONNX file to write.
+    """
+    from tasks.serving import export_onnx
+
+    if (checkpoint is None) != (output_path is None):
+        raise UsageError("--checkpoint and --output-path go together; without both, the run's candidate is exported")
+    if checkpoint is not None:
+        return export_onnx.export_by_hand(overrides, checkpoint, output_path, config_path, config_name)
+    return execute(
+        "export_onnx", export_onnx.run, overrides, config_path=config_path, config_name=config_name, reuse=True
+    )
+
+
+@SetParseFns(onnx=str, output_path=str)
+def build_engine(*overrides, onnx=None, output_path=None, config_path="configs", config_name="config"):
+    """Builds what Triton loads from the exported ONNX model: a TensorRT plan, or the ONNX file as it is on a CPU.
+
+    Args:
+        onnx: an ONNX file, with --output-path. Without both, the run's exported model.
+        output_path: the engine file to write.
+    """
+    from tasks.serving import build_engine
+
+    if (onnx is None) != (output_path is None):
+        raise UsageError("--onnx and --output-path go together; without both, the run's exported model is built")
+    if onnx is not None:
+        return build_engine.build_by_hand(overrides, onnx, output_path, config_path, config_name)
+    return execute(
+        "build_engine", build_engine.run, overrides, config_path=config_path, config_name=config_name, reuse=True
+    )
+
+
+def stage(*overrides, config_path="configs", config_name="config"):
+    """Proves the candidate in a second, short-lived Triton on the whole test set; the live server is not touched."""
+    from tasks.serving import stage
+
+    return execute("stage", stage.run, overrides, config_path=config_path, config_name=config_name)
+
+
+def swap(*overrides, config_path="configs", config_name="config"):
+    """Puts the staged version into service without a dropped request, or leaves everything as it was."""
+    from tasks.serving import swap
+
+    return execute("swap", swap.run, overrides, config_path=config_path, config_name=config_name)
+
+
+@SetParseFns(reason=str, reviewer=str)
+def rollback(*overrides, reviewer=None, reason=None, config_path="configs", config_name="config"):
+    """Puts the previous champion back into service and holds automatic promotion until a person clears it.
+
+    Args:
+        reviewer: who rolls back; the login name by default.
+        reason: why, in a sentence.
+    """
+    from tasks.serving import rollback
+
+    return rollback.run(overrides, reviewer, reason, config_path, config_name)
+
+
+@SetParseFns(text=str, input_file=str, output_file=str, checkpoint=str)
+def predict(
+    *overrides,
+    text=None,
+    input_file=None,
+    output_file=None,
+    checkpoint=None,
+    config_path="configs",
+    config_name="config",
+):
+    """Classifies messages with a trained model, without a server.
+
+    Args:
+        text: one message.
+        input_file: a file with one message a line.
+        output_file: where to write the JSON list of {"text", "toxic", "labels"}; without it, it is printed.
+        checkpoint: a folder like models/finetuned/final; the newest one by default.
+    """
+    from tasks.serving import predict
+
+    return predict.run(overrides, text, input_file, output_file, checkpoint, config_path, config_name)
+
+
+STEPS = [
+    download,
+    validate,
+    prepare,
+    train,
+    evaluate,
+    register,
+    gate,
+    report,
+    decide,
+    export_onnx,
+    build_engine,
+    stage,
+    swap,
+    rollback,
+    predict,
+]
+
+
+def main(arguments=None) -> int:
+    prepare_process()
+    os.environ.setdefault("PAGER", "cat")  # `--help` prints; it does not wait in a pager
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    steps = {step.__name__: step for step in STEPS}
+    if "--help" in arguments or not arguments:
+        fire.Fire(steps, command=arguments, name="commands.py")
+        return 0
+    try:
+        refuse_unknown_flags(steps, arguments)
+        with stdout_for_the_result():
+            result = fire.Fire(steps, command=arguments, name="commands.py", serialize=lambda _: None)
+        print(json.dumps(result, ensure_ascii=False, default=str))
+        return 0
+    except Skip as skip:
+        print(json.dumps({"status": "skipped", **skip.result}, ensure_ascii=False, default=str))
+        return last_words(99, str(skip))
+    except UsageError as error:
+        return last_words(2, str(error))
+    except StepFailed as error:
+        return last_words(1, str(error))
+    except Exception as error:
+        logging.exception("unexpected")
+        return last_words(1, f"{type(error).__name__}: {error}")
+
+
+def refuse_unknown_flags(steps, arguments) -> None:
+    """Fire would run the step first and complain about the flag afterwards."""
+    step = steps.get(arguments[0])
+    known = {f"--{name.replace('_', '-')}" for name in inspect.signature(step).parameters} if step else set()
+    for flag in (a.split("=")[0].replace("_", "-") for a in arguments[1:] if a.startswith("--")):
+        if step and flag not in known - {"--overrides"}:
+            raise UsageError(f"{arguments[0]} has no {flag}: see `python commands.py {arguments[0]} --help`")
+
+
+def last_words(code: int, message: str) -> int:
+    print(message, file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

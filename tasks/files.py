@@ -1,0 +1,71 @@
+"""Writing so that a half-written file or folder is never seen: beside its place first, then renamed into it."""
+
+import hashlib
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+from tasks.errors import StepFailed
+
+
+def write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def write_json(path: Path, value) -> None:
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
+
+
+def read_json(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def new_folder(target: Path):
+    """Yields an empty folder; when the block ends well it takes the place of `target`, else it is removed.
+
+    What a killed process left half-done under the same name is removed first.
+    """
+    beside, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():  # killed between the two renames below
+        old.rename(target)
+    for left_over in (beside, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    if target.exists():
+        target.rename(old)
+    beside.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's relative file names and contents in sorted order."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if path.is_dir():
+            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def require_free_disk(folder: Path, gib: float) -> None:
+    """Raises StepFailed where fewer than `gib` GiB are free: a step that fills the disk takes service with it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free / 2**30
+    if free < gib:
+        raise StepFailed(
+            f"{folder} has {free:.1f} GiB free, {gib} GiB are needed: free some, or lower disk.min_free_gib"
+        )

@@ -1,0 +1,115 @@
+"""A run is a folder: `workspace/runs/<run_id>/` holds the configuration and one `<step>.json` per finished step.
+
+Steps find what earlier steps did here and nowhere else. The DAG names its run in the environment (TOXIC_RUN_ID); by
+hand, `download` opens a new run and every other step means the newest one.
+"""
+
+import logging
+import shutil
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import yaml
+
+from tasks import files
+from tasks.config import Config
+from tasks.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+# In the order of the DAG. Running a step takes back the results of those after it: they no longer hold.
+STEPS = (
+    "download",
+    "validate_raw",
+    "prepare",
+    "validate_prepared",
+    "train",
+    "evaluate",
+    "register",
+    "gate",
+    "report",
+    "decide",
+    "export_onnx",
+    "build_engine",
+    "stage",
+    "swap",
+)
+
+# The command that writes a step's result, where it is not called like the step.
+_COMMANDS = {"validate_raw": "validate --what=raw", "validate_prepared": "validate --what=prepared"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One retraining, or one release: its id and its folder."""
+
+    id: str
+    folder: Path
+
+    def has(self, step: str) -> bool:
+        return self._file(step).exists()
+
+    def result(self, step: str) -> dict:
+        """What `step` found in this run.
+
+        Raises:
+            UsageError: it has not finished here; the message names the command that does it.
+        """
+        if not self.has(step):
+            raise UsageError(
+                f"run {self.id} has no result of {step}: run `python commands.py {_COMMANDS.get(step, step)}` first"
+            )
+        return files.read_json(self._file(step))
+
+    def save(self, step: str, result: dict) -> None:
+        files.write_json(self._file(step), result)
+
+    def forget_from(self, step: str) -> None:
+        """Removes the results of `step` and of every step after it."""
+        for later in STEPS[STEPS.index(step) :]:
+            self._file(later).unlink(missing_ok=True)
+
+    def _file(self, step: str) -> Path:
+        return self.folder / f"{step}.json"
+
+
+def new_id() -> str:
+    return datetime.now(timezone.utc).strftime("manual-%Y-%m-%dT%H-%M-%S-%f")
+
+
+def newest(workspace: Path) -> Run | None:
+    """The run that was opened last, or None in a fresh workspace."""
+    opened = [(files.read_json(file)["created_at"], file.parent) for file in workspace.glob("runs/*/run.json")]
+    return Run(max(opened)[1].name, max(opened)[1]) if opened else None
+
+
+def find(workspace: Path, run_id: str) -> Run:
+    return Run(run_id, workspace / "runs" / run_id)
+
+
+def overrides(run: Run) -> list[str]:
+    """The Hydra overrides that the run was started with; a step by hand adds its own."""
+    file = run.folder / "run.json"
+    return files.read_json(file)["overrides"] if file.exists() else []
+
+
+def record(run: Run, config: Config, overrides: list[str]) -> None:
+    """Writes who the run is (`run.json`) and the configuration it resolved to (`config.yaml`)."""
+    file = run.folder / "run.json"
+    now = datetime.now(timezone.utc).isoformat(timespec="microseconds")
+    created_at = files.read_json(file)["created_at"] if file.exists() else now
+    resolved = yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+    files.write_text(run.folder / "config.yaml", resolved)
+    files.write_json(file, {"run_id": run.id, "created_at": created_at, "overrides": overrides})
+
+
+def prune(workspace: Path, keep: int, protected: set[str]) -> list[str]:
+    """Removes the oldest run folders but for the last `keep` and the `protected` ids; returns what it removed."""
+    opened = sorted((files.read_json(file)["created_at"], file.parent) for file in workspace.glob("runs/*/run.json"))
+    removed = [folder for _, folder in opened[:-keep] if folder.name not in protected]
+    for folder in removed:
+        shutil.rmtree(folder)
+        (workspace / "logs" / f"{folder.name}.log").unlink(missing_ok=True)
+        log.info("removed the old run %s", folder.name)
+    return [folder.name for folder in removed]
