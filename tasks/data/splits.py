@@ -1,0 +1,19 @@
+"""The prepared splits, as `prepare` has written them: data/processed/{train,val,test}.parquet."""
+
+from pathlib import Path
+
+import polars as pl
+
+from tasks.errors import UsageError
+
+
+def read(workspace: Path, split: str) -> pl.DataFrame:
+    """Rows of `train`, `val` or `test`: id, text, language, source and the six labels (null where unknown).
+
+    Raises:
+        UsageError: nothing is prepared.
+    """
+    file = workspace / "data" / "processed" / f"{split}.parquet"
+    if not file.is_file():
+        raise UsageError(f"{file} does not exist: run `python commands.py download` and `python commands.py prepare`")
+    return pl.read_parquet(file)

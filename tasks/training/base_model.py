@@ -1,0 +1,97 @@
+"""The base model that is fine-tuned: a Hugging Face name, a folder, or a tiny Qwen2 that is made here."""
+
+import hashlib
+import json
+import logging
+import tempfile
+from pathlib import Path
+
+from tasks import files
+from tasks.config import Model
+from tasks.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+TOKENIZER_ROWS = 2000  # generated messages per language that the tiny model's tokenizer is trained on
+
+
+def resolve(model: Model, seed: int, workspace: Path) -> str:
+    """What `from_pretrained` takes: a folder's path or a hub name. Makes the tiny model where it is not made yet."""
+    if model.architecture is None:
+        looks_like_a_path = model.name.startswith((".", "/", "~"))
+        folder = Path(model.name).expanduser()
+        if looks_like_a_path and not (folder / "config.json").is_file():
+            raise UsageError(f"model.name={model.name}: no such folder with a config.json")
+        return str(folder) if looks_like_a_path else model.name
+    recipe = json.dumps([model.architecture.model_dump(), seed], sort_keys=True)
+    name = f"{model.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    folder = workspace / "models" / "cache" / name
+    if not folder.exists():
+        log.info("making the base model %s", folder)
+        with files.new_folder(folder) as beside:
+            make_tiny(model, seed, beside)
+    return str(folder)
+
+
+def content_hash(base: str) -> str:
+    """SHA-256 over the base's weight files, so that an adapter is never merged onto another base than its own.
+
+    `base` is what `resolve` returned; a hub name is looked up in the local cache, where training has put it.
+    """
+    folder = Path(base)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(base, local_files_only=True))
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(files.sha256(file).encode())
+    return digest.hexdigest()
+
+
+def make_tiny(model: Model, seed: int, folder: Path) -> None:
+    """Writes a randomly initialised Qwen2 and a byte-level BPE tokenizer, the same for the same seed."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = make_tokenizer(model.architecture.vocab_size, seed)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(seed)
+    architecture = Qwen2Config(
+        **model.architecture.model_dump(),
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    Qwen2ForCausalLM(architecture).save_pretrained(folder)
+
+
+def make_tokenizer(vocab_size: int, seed: int):
+    """A tokenizer with Qwen2's special tokens, trained on generated messages."""
+    import polars as pl
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from tasks.data import sample
+    from tasks.text import clean
+
+    with tempfile.TemporaryDirectory() as raw:
+        sample.write(Path(raw), TOKENIZER_ROWS, TOKENIZER_ROWS, label_noise=0.0, seed=seed)
+        english = pl.read_csv(Path(raw) / "jigsaw-toxic-comment-train.csv")["comment_text"].to_list()
+        russian = pl.read_csv(Path(raw) / "labeled.csv")["comment"].to_list()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((clean(text) for text in english + russian if text), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>", padding_side="right"
+    )

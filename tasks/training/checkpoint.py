@@ -1,0 +1,111 @@
+"""A trained model on disk: adapter/ (with the head), merged/, thresholds.json, training.json."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from tasks import files
+from tasks.config import Config, Model
+from tasks.errors import StepFailed, UsageError
+from tasks.labels import LABELS
+from tasks.run import Run
+
+log = logging.getLogger(__name__)
+
+
+def final(config: Config) -> Path:
+    return config.workspace / "models" / "finetuned" / "final"
+
+
+def require(folder: Path) -> Path:
+    """The folder, if it is a checkpoint.
+
+    Raises:
+        UsageError: it is not; the message names what is missing.
+    """
+    for part in ("merged/config.json", "training.json"):
+        if not (folder / part).is_file():
+            raise UsageError(f"{folder} is not a checkpoint: it has no {part}; `python commands.py train` writes one")
+    return folder
+
+
+def thresholds(folder: Path) -> np.ndarray:
+    """Probabilities per label, float64 [6]; 0.5 each for a model that was never evaluated."""
+    file = folder / "thresholds.json"
+    chosen = files.read_json(file) if file.exists() else {}
+    return np.array([chosen.get(name, 0.5) for name in LABELS])
+
+
+def settings(folder: Path) -> dict:
+    """Who trained it on what: {run_id, base_model, base_sha256, max_length, seed, model}."""
+    return files.read_json(folder / "training.json")
+
+
+def save_thresholds(folder: Path, chosen: np.ndarray) -> None:
+    files.write_json(folder / "thresholds.json", dict(zip(LABELS, chosen.tolist())))
+
+
+def of_run(config: Config, run: Run) -> Path:
+    """The checkpoint that this run trained.
+
+    Raises:
+        UsageError: models/finetuned/final is another run's.
+    """
+    folder = require(final(config))
+    owner = settings(folder)["run_id"]
+    if owner != run.id:
+        raise UsageError(f"{folder} was trained by run {owner}, not {run.id}: run `python commands.py train` first")
+    return folder
+
+
+def of_candidate(config: Config, run: Run) -> Path:
+    """The checkpoint of the version this run is about; one that is not at hand is rebuilt from the registry."""
+    from tasks.promotion import registry
+
+    return of_version(config, registry.candidate(config, run))
+
+
+def of_version(config: Config, number: int) -> Path:
+    """The checkpoint of a registry version: models/finetuned/final if it is that, else merged anew from its adapter."""
+    from tasks.promotion import registry
+
+    wanted = registry.tags(config, number)
+    if (final(config) / "training.json").exists():
+        if settings(final(config))["run_id"] == wanted["run_id"]:
+            return final(config)
+    rebuilt = config.workspace / "models" / "finetuned" / f"version-{number}"
+    if not rebuilt.exists():
+        rebuild(config, number, rebuilt)
+    return rebuilt
+
+
+def rebuild(config: Config, number: int, target: Path) -> None:
+    """Merges a registry version's adapter onto its base again."""
+    from tasks.promotion import registry
+
+    log.info("rebuilding version %s from the registry", number)
+    with files.new_folder(target) as folder:
+        registry.fetch(config, number, folder)
+        add_merged(folder, config.workspace)
+
+
+def add_merged(folder: Path, workspace: Path) -> None:
+    """Writes merged/ beside adapter/.
+
+    Raises:
+        StepFailed: the base model at hand is not the one that the adapter was trained on.
+    """
+    from tasks.training import base_model, model
+
+    training = settings(folder)
+    config = Model.model_validate(training["model"])
+    base = base_model.resolve(config, training["seed"], workspace)
+    found = base_model.content_hash(base)
+    if found != training["base_sha256"]:
+        raise StepFailed(
+            f"this adapter was trained on a base with hash {training['base_sha256'][:12]}, but {base} has "
+            f"{found[:12]}: bring that base back, or retrain"
+        )
+    model.merge(config, base, folder / "adapter").save_pretrained(folder / "merged")
+    model.load_tokenizer(base).save_pretrained(folder / "merged")
