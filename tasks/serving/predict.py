@@ -1,0 +1,63 @@
+"""Classify messages with a checkpoint, without a server."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from tasks import files, step
+from tasks.errors import UsageError
+from tasks.labels import answer
+from tasks.text import clean
+from tasks.training import checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def run(overrides, text, input_file, output_file, checkpoint_folder, config_path, config_name):
+    """Answers one message, or a file with one a line; returns a list of {"text", "toxic", "labels"}.
+
+    With `output_file` the list is written there, and its path and length are returned.
+
+    Raises:
+        UsageError: neither or both of `text` and `input_file`, or a missing file or checkpoint.
+    """
+    if (text is None) == (input_file is None):
+        raise UsageError('name what to classify: --text="…" or --input-file=FILE, one of the two')
+    _, config, _ = step.open_run("predict", list(overrides), config_path, config_name)
+    texts = [text] if text is not None else read_lines(Path(input_file))
+    folder = checkpoint.require(Path(checkpoint_folder or checkpoint.final(config)))
+    answers = [{"text": message, **found} for message, found in zip(texts, answers_of(folder, texts))]
+    if output_file is None:
+        return answers
+    files.write_json(Path(output_file), answers)
+    return {"output_file": output_file, "messages": len(answers)}
+
+
+def read_lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UsageError(f"--input-file={file} does not exist") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"--input-file={file} can't be read as UTF-8 text: {error}") from None
+
+
+def answers_of(folder: Path, texts: list[str]) -> list[dict]:
+    from tasks.training import model
+
+    network, tokenizer = model.load_merged(folder)
+    max_length = checkpoint.settings(folder)["max_length"]
+    return classify(network, tokenizer, checkpoint.thresholds(folder), max_length, texts)
+
+
+def classify(network, tokenizer, thresholds: np.ndarray, max_length: int, texts: list[str]) -> list[dict]:
+    """{"toxic", "labels"} for each message.
+
+    Args:
+        thresholds: probabilities, [6]: a label is given from there on.
+    """
+    from tasks.training import model
+
+    logits = model.logits(network, tokenizer, [clean(text) for text in texts], max_length)
+    return [answer(row) for row in logits >= np.log(thresholds / (1 - thresholds))]
