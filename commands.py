@@ -238,10 +238,10 @@ def main(arguments=None) -> int:
         refuse_unknown_flags(steps, arguments)
         with stdout_for_the_result():
             result = fire.Fire(steps, command=arguments, name="commands.py", serialize=lambda _: None)
-        print(json.dumps(result, ensure_ascii=False, default=str))
+        print(json.dumps(result, ensure_ascii=False))
         return 0
     except Skip as skip:
-        print(json.dumps({"status": "skipped", **skip.result}, ensure_ascii=False, default=str))
+        print(json.dumps({"status": "skipped", **skip.result}, ensure_ascii=False))
         return last_words(99, str(skip))
     except UsageError as error:
         return last_words(2, str(error))

@@ -162,6 +162,7 @@ class Serving(Section):
     dtype: Literal["bfloat16", "float32"]
     opset: int = Field(ge=18)
     url: str
+    listen: str
     http_port: int = Field(ge=1, le=65535)
     grpc_port: int = Field(ge=1, le=65535)
     metrics_port: int = Field(ge=1, le=65535)

@@ -125,7 +125,7 @@ def stdout_for_the_result():
 
 
 def prepare_process() -> None:
-    """Logging to stderr, quiet libraries, and SIGTERM as an exception, so that a stopped step cleans up after itself."""
+    """Logging to stderr, quiet libraries, and SIGTERM as an exception, so that a stopped step cleans up."""
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )

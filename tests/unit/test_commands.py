@@ -1,0 +1,78 @@
+"""The command line as a person meets it: exit codes, one clear line, the result on stdout."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import commands
+
+ROOT = Path(__file__).parents[2]
+
+
+def call(tmp_path, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "commands.py", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "TOXIC_WORKSPACE": str(tmp_path), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["train", "training.nope=1"], "training.nope"),
+        (["train", "training.num_train_epochs=many"], "training.num_train_epochs='many'"),
+        (["train", "--no-such-flag=1"], "train has no --no-such-flag"),
+        (["train", "--config-path=nowhere"], "nowhere/config.yaml does not exist"),
+        (["train", "profile=demo", "disk.min_free_gib=0"], "train.parquet does not exist: run `python commands.py"),
+        (["gate"], "has no result of evaluate: run `python commands.py evaluate` first"),
+        (["predict"], "--text"),
+        (["predict", "--text=hello", "--checkpoint=nowhere"], "nowhere is not a checkpoint"),
+        (["predict", "--input-file=nowhere.txt"], "nowhere.txt does not exist"),
+        (["export_onnx", "--checkpoint=nowhere"], "go together"),
+        (["validate", "--what=nothing"], "--what=nothing is not one of"),
+        (["decide", "--decision=maybe", "release.version=1"], ""),
+    ],
+)
+def test_bad_input_is_exit_2_with_one_clear_line(tmp_path, arguments, words):
+    ended = call(tmp_path, *arguments, MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db")
+    assert ended.returncode == 2, ended.stderr
+    assert words in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+    assert ended.stdout == ""
+
+
+def test_no_mlflow_server_is_said_in_words(tmp_path):
+    ended = call(tmp_path, "decide", "release.version=1", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert ended.returncode == 1
+    assert "MLflow at http://127.0.0.1:9 does not answer" in ended.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("step", [step.__name__ for step in commands.STEPS])
+def test_every_step_explains_itself(tmp_path, step):
+    ended = call(tmp_path, step, "--help")
+    assert ended.returncode == 0
+    assert "DESCRIPTION" in ended.stdout + ended.stderr or step in ended.stdout + ended.stderr
+
+
+def test_an_unknown_step_is_exit_2(tmp_path):
+    assert call(tmp_path, "fly").returncode == 2
+
+
+def test_text_that_looks_like_python_stays_text(monkeypatch, capsys):
+    seen = {}
+
+    def fake(overrides, text, *rest):
+        seen["text"] = text
+        return []
+
+    monkeypatch.setattr("tasks.serving.predict.run", fake)
+    assert commands.main(["predict", "--text", "[1, 2]"]) == 0
+    assert seen["text"] == "[1, 2]"
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == []

@@ -1,0 +1,82 @@
+"""Every configuration that the project ships, and every way to get one wrong."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from tasks import config
+from tasks.errors import UsageError
+
+ROOT = Path(__file__).parents[2]
+
+
+def choices(group: str) -> list[str]:
+    return sorted(file.stem for file in (ROOT / "configs" / group).glob("*.yaml"))
+
+
+GROUPS = ("model", "data", "training", "gate", "serving")
+EVERYTHING = list(itertools.product(*(choices(group) for group in GROUPS)))
+
+
+@pytest.fixture(autouse=True)
+def from_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("names", EVERYTHING, ids="-".join)
+def test_every_shipped_combination_composes(names):
+    overrides = [f"{group}={name}" for group, name in zip(GROUPS, names)]
+    config.load([*overrides, "data.folder=/some/folder"] if "folder" in names else overrides)
+
+
+@pytest.mark.parametrize("profile", choices("profile"))
+def test_every_profile_composes(profile):
+    config.load([f"profile={profile}"])
+
+
+def test_the_defaults_are_the_mission():
+    found = config.load()
+    assert found.model.name == "Qwen/Qwen2.5-1.5B-Instruct"
+    assert (found.model.max_length, found.model.load_in_4bit) == (512, True)
+    assert found.mlflow.tracking_uri == "http://127.0.0.1:8080"
+    assert (found.gate.toxic.min, found.gate.types.min) == (0.85, 0.70)
+    assert (found.training.lora.r, found.training.lora.alpha, found.training.num_train_epochs) == (16, 32, 3)
+    assert (found.data.max_samples, found.data.split.train, found.data.split.val) == (40000, 0.70, 0.15)
+
+
+def test_the_demo_profile_still_binds_the_two_limits():
+    gate = config.load(["profile=demo"]).gate
+    assert (gate.toxic.min, gate.toxic.binds, gate.types.min, gate.types.binds) == (0.85, True, 0.70, True)
+    assert not any(check.binds for check in (gate.baseline, gate.calibration, gate.behaviour, gate.latency))
+
+
+def test_a_group_named_beside_a_profile_wins():
+    assert config.load(["profile=demo", "model=qwen"]).model.name == "Qwen/Qwen2.5-1.5B-Instruct"
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("training.nope=1", "training.nope"),
+        ("+training.nope=1", "training.nope"),
+        ("training.num_train_epochs=many", "training.num_train_epochs='many'"),
+        ("training.num_train_epochs=0", "greater than or equal to 1"),
+        ("training.learning_rate=-1", "training.learning_rate=-1"),
+        ("data.split.train=0.9", "leave nothing for the test split"),
+        ("promotion.mode=maybe", "promotion.mode='maybe'"),
+        ("model=nope", "model/nope"),
+        ("data=folder", "data.folder"),
+        ("just_words", "just_words"),
+    ],
+)
+def test_a_wrong_override_is_named_in_one_line(override, words):
+    with pytest.raises(UsageError) as error:
+        config.load([override])
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_config_file_is_named():
+    with pytest.raises(UsageError, match="nowhere/config.yaml does not exist"):
+        config.load(config_path="nowhere")
