@@ -1,0 +1,175 @@
+"""Triton's model repository on disk: what a version brings, and which version is served.
+
+A version N is one folder N in each of three models: its tokenizer, its classifier, its labels. The ensemble
+`toxic_text` names the version of all three, so that one rename of its config.pbtxt changes what a restarted server
+serves, and no request ever meets one version's tokenizer and another's classifier.
+"""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from tasks import files
+from tasks.config import Config
+from tasks.errors import StepFailed
+
+log = logging.getLogger(__name__)
+
+TEMPLATES = Path(__file__).parents[2] / "triton_model_repository"
+CODE = Path(__file__).parents[1]
+
+TOKENIZER, CLASSIFIER, LABELS, TEXT = "toxic_tokenizer", "toxic_classificator", "toxic_labels", "toxic_text"
+PARTS = (TOKENIZER, CLASSIFIER, LABELS)
+TRIAL = "toxic_trial"  # the ensemble under another name, in which a swap asks a version before any client can
+
+KEEP = 3  # versions that stay on disk, so that going back needs no rebuilding
+
+
+def live(config: Config) -> Path:
+    return config.workspace / "triton" / "models"
+
+
+def create(config: Config, repository: Path) -> None:
+    """Writes the four models' configuration, with no version in service; one that serves a version is left alone."""
+    if served(repository) is None:
+        for part in PARTS:
+            write(repository, part_config(config, part, []))
+        write(repository, text_config(config, None))
+        for ensemble in (TEXT, TRIAL):
+            (repository / ensemble / "1").mkdir(parents=True, exist_ok=True)
+
+
+def part_config(config: Config, part: str, versions: list[int]):
+    """The model configuration (protobuf) of a part that serves these versions; without any, of none in particular."""
+    gpu = part == CLASSIFIER and config.serving.engine == "tensorrt"
+    parsed = read(TEMPLATES / part / ("config.tensorrt.pbtxt" if gpu else "config.pbtxt"))
+    parsed.max_batch_size = config.serving.max_batch_size
+    if part == CLASSIFIER:
+        parsed.instance_group[0].count = config.serving.instances
+        parsed.dynamic_batching.max_queue_delay_microseconds = config.serving.max_queue_delay_us
+    if gpu:  # one optimisation profile per bucket: the server takes the one that fits the request
+        parsed.instance_group[0].profile.extend(str(i) for i in range(len(config.serving.buckets)))
+    if versions:
+        parsed.version_policy.specific.versions.extend(versions)
+    return parsed
+
+
+def text_config(config: Config, version: int | None, name: str = TEXT):
+    """The ensemble's configuration, tied to one version of its three parts."""
+    parsed = read(TEMPLATES / TEXT / "config.pbtxt")
+    parsed.name = name
+    parsed.max_batch_size = config.serving.max_batch_size
+    for step in parsed.ensemble_scheduling.step:
+        step.model_version = version or -1
+    return parsed
+
+
+def read(file: Path):
+    from google.protobuf import text_format
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+    return text_format.Parse(file.read_text(encoding="utf-8"), ModelConfig())
+
+
+def write(repository: Path, parsed) -> None:
+    """Puts a configuration in place with one rename."""
+    from google.protobuf import text_format
+
+    files.write_text(config_file(repository, parsed.name), text_format.MessageToString(parsed))
+
+
+def config_file(repository: Path, model: str) -> Path:
+    return repository / model / "config.pbtxt"
+
+
+def served(repository: Path) -> int | None:
+    """The version that a server which starts on this repository serves, or None."""
+    file = config_file(repository, TEXT)
+    if not file.exists():
+        return None
+    version = read(file).ensemble_scheduling.step[0].model_version
+    return version if version > 0 else None
+
+
+def installed(repository: Path) -> list[int]:
+    """Versions whose folders are there, oldest first."""
+    folders = (repository / CLASSIFIER).glob("[1-9]*")
+    return sorted(int(f.name) for f in folders if all((repository / part / f.name).is_dir() for part in PARTS))
+
+
+def folder(repository: Path, part: str, version: int) -> Path:
+    return repository / part / str(version)
+
+
+def install(engine: Path, repository: Path, version: int, parts=PARTS, golden: list[dict] = ()) -> None:
+    """Adds a version that is not served yet; a folder of that number left by an earlier try is replaced.
+
+    Args:
+        engine: a folder from build_engine: model files, tokenizer.json, settings.json, engine.json.
+        golden: messages with the answers that this version gave on trial, kept for whoever puts it into service.
+    """
+    is_plan = (engine / "model.plan").exists()
+    code = {
+        TOKENIZER: [TEMPLATES / TOKENIZER / "1" / "model.py", CODE / "text.py"],
+        CLASSIFIER: [] if is_plan else [TEMPLATES / CLASSIFIER / "1" / "model.py"],
+        LABELS: [TEMPLATES / LABELS / "1" / "model.py", CODE / "labels.py"],
+    }
+    model = {
+        TOKENIZER: [engine / "tokenizer.json", engine / "settings.json"],
+        CLASSIFIER: [*engine.glob("model.*"), engine / "engine.json"],
+        LABELS: [],
+    }
+    for part in parts:
+        with files.new_folder(folder(repository, part, version)) as beside:
+            for file in code[part]:
+                shutil.copy2(file, beside)
+            # Bytecode that the server's Python wrote here would count as a change: the version would be loaded twice.
+            # Its interpreter heeds no PYTHONDONTWRITEBYTECODE; a file of this name keeps it from writing any.
+            (beside / "__pycache__").touch()
+            for file in model[part]:
+                link(file, beside / file.name)
+            if part == CLASSIFIER:
+                files.write_json(beside / "golden.json", list(golden))
+
+
+def golden(repository: Path, version: int) -> list[dict]:
+    """The version's trial answers, as [{"text", "answer"}, …]."""
+    return files.read_json(folder(repository, CLASSIFIER, version) / "golden.json")
+
+
+def link(file: Path, target: Path) -> None:
+    """The same file under a second name, or a copy of it on another disk: an engine has gigabytes.
+
+    Only for files that are replaced as a whole, never written in place.
+    """
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copy2(file, target)
+
+
+def verify(repository: Path, version: int) -> None:
+    """Raises StepFailed where an installed file is not, byte for byte, the one that build_engine recorded."""
+    record = files.read_json(folder(repository, CLASSIFIER, version) / "engine.json")
+    for name, expected in record["files"].items():
+        part = CLASSIFIER if name.startswith("model.") else TOKENIZER
+        file = folder(repository, part, version) / name
+        found = files.sha256(file) if file.exists() else "nothing"
+        if found != expected:
+            raise StepFailed(
+                f"{file} has SHA-256 {found[:12]}, build_engine recorded {expected[:12]}: run build_engine again"
+            )
+
+
+def remove(repository: Path, version: int) -> None:
+    for part in PARTS:
+        shutil.rmtree(folder(repository, part, version), ignore_errors=True)
+
+
+def prune(repository: Path, keep: set[int]) -> None:
+    """Removes the oldest versions but for the last KEEP and those in `keep`."""
+    for version in installed(repository)[:-KEEP]:
+        if version not in keep:
+            remove(repository, version)
+            log.info("removed version %d from %s", version, repository)

@@ -1,0 +1,269 @@
+"""Put a version into service without a dropped request, or leave everything as it was.
+
+The new version is loaded beside the old one and asked some messages whose answers are known. Then the ensemble is tied
+to it, which is the switch: requests under way end on the old version, all others go to the new one. What a version
+brings goes over as a whole, its tokenizer too.
+"""
+
+import logging
+import time
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+
+from tasks import files
+from tasks.config import Config
+from tasks.errors import StepFailed
+from tasks.promotion import registry
+from tasks.run import Run
+from tasks.serving import build_engine, client, repository, triton
+
+log = logging.getLogger(__name__)
+
+SCORE_TOLERANCE = 0.02  # of a golden message's score: a request's neighbours in a batch change the last digits
+
+
+def run(config: Config, run: Run) -> dict:
+    """Swaps the run's staged version for the champion in the live server.
+
+    Returns {"served_version", "previous_version", "swap_seconds"}; a version that is in service already is left alone.
+
+    Raises:
+        StepFailed: somebody else changed the champion meanwhile, the server does not answer, or the new version does
+            not do there what it did in `stage`. The version that served before goes on serving.
+    """
+    version, engine = build_engine.of_run(config, run)
+    with registry.lease(config, f"swap of run {run.id}"), live_server(config) as server:
+        finish_or_undo(config, server)
+        champion = registry.alias(config, "champion")
+        if champion == version and repository.served(repository.live(config)) == version:
+            log.info("version %d is in service already", version)
+            return {"served_version": version, "previous_version": registry.alias(config, "previous")}
+        require_same_champion(run, champion)
+        install(config, run, engine, version)
+        # A server that has lost the champion gets it back; it did not replace itself.
+        aliases = {"champion": version} if champion == version else {"previous": champion, "champion": version}
+        seconds = replace(config, server, version, aliases, {version: {"verdict": "promoted"}})
+    return {"served_version": version, "previous_version": champion, "swap_seconds": seconds}
+
+
+def require_same_champion(run: Run, champion: int | None) -> None:
+    expected = run.result("decide")["champion"]
+    if champion != expected:
+        raise StepFailed(
+            f"the decision fell when version {expected} was champion; now it is {champion}: evaluate and decide again "
+            "(`python commands.py evaluate`, or trigger toxicity_release for this version)"
+        )
+
+
+def install(config: Config, run: Run, engine: Path, version: int) -> None:
+    """Puts the staged files into the live repository as folders of version `version`."""
+    live, staged = repository.live(config), run.result("stage")
+    if staged["sha256"] != files.read_json(engine / "engine.json")["sha256"]:
+        raise StepFailed(f"{engine} is not what was staged: run `python commands.py stage` first")
+    if repository.served(live) == version:
+        raise StepFailed(
+            f"{live} serves another version {version} than this registry's: stop the server, remove {live}, start the "
+            "server and run swap again"
+        )
+    repository.install(engine, live, version, golden=staged["golden"])
+    repository.verify(live, version)
+
+
+@contextmanager
+def live_server(config: Config):
+    """A gRPC client of the live server.
+
+    Raises:
+        StepFailed: it does not answer, or serves a model that was copied in by hand.
+    """
+    from tritonclient.grpc import InferenceServerClient
+    from tritonclient.utils import InferenceServerException
+
+    with InferenceServerClient(config.serving.url) as server:
+        try:
+            name = server.get_server_metadata(client_timeout=10).name
+        except InferenceServerException as error:
+            raise StepFailed(
+                f"the live Triton at {config.serving.url} does not answer ({error.message()}): `make demo` or "
+                "./start_triton_server.sh starts it; serving.url or TRITON_URL names another"
+            ) from None
+        if name == triton.BY_HAND:
+            raise StepFailed(
+                f"the Triton at {config.serving.url} serves a model.onnx copied in by hand: stop it, and start "
+                "`python -m tasks.serving.triton`, which serves what swap brings"
+            )
+        yield server
+
+
+# The swap itself, which rollback uses too -----------------------------------------------------------------------------
+
+
+def journal_file(config: Config) -> Path:
+    return config.workspace / "triton" / "swap.json"
+
+
+def replace(config: Config, server, version: int, aliases: dict, tags: dict) -> float:
+    """Puts an installed version into service in the place of the one that serves; returns the seconds it took.
+
+    Args:
+        aliases: registry aliases, and the version each shall name (None: no version), the champion last.
+        tags: registry version → tags it gets.
+
+    Raises:
+        StepFailed: it did not work; what served before serves again.
+    """
+    started = time.monotonic()
+    live = repository.live(config)
+    repository.create(config, live)
+    old = repository.served(live)
+    loaded = old is not None and all(server.is_model_ready(part, str(old)) for part in repository.PARTS)
+    journal = {
+        "from": old,
+        "serving": old if loaded else None,
+        "to": version,
+        "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "configs": {m: repository.config_file(live, m).read_text() for m in (*repository.PARTS, repository.TEXT)},
+        "aliases": aliases,
+        "aliases_before": {name: registry.alias(config, name) for name in aliases},
+        "tags": tags,
+    }
+    files.write_json(journal_file(config), journal)
+    try:
+        load_beside(config, server, live, journal["serving"], version)
+        try_out(config, server, live, version)
+        switch(config, server, live, version)
+        set_aliases(config, aliases)
+    except BaseException as error:
+        log.error("version %d is not put into service: %s", version, error)
+        undo(config, server, journal)
+        if not isinstance(error, Exception):
+            raise
+        raise StepFailed(
+            f"version {version} is not put into service, {old or 'none'} serves as before: "
+            + " ".join(str(error).split())
+        ) from error
+    finish(config, server, journal)
+    return round(time.monotonic() - started, 2)
+
+
+def load_beside(config: Config, server, live: Path, old: int | None, new: int) -> None:
+    """Loads the new version's parts while the old one goes on serving; on disk only what has loaded is written."""
+    versions = sorted({old, new} - {None})
+    for part in repository.PARTS:
+        wanted = repository.part_config(config, part, versions)
+        load(config, server, wanted)
+        repository.write(live, wanted)
+
+
+def try_out(config: Config, server, live: Path, version: int) -> None:
+    """Asks the loaded version its golden messages, through an ensemble that no client knows."""
+    load(config, server, repository.text_config(config, version, repository.TRIAL))
+    confirm(server, live, version, repository.TRIAL)
+    server.unload_model(repository.TRIAL)
+
+
+def switch(config: Config, server, live: Path, version: int) -> None:
+    """Ties the ensemble to a version, sees it answer, and only then writes it down: the commit."""
+    wanted = repository.text_config(config, version)
+    load(config, server, wanted)
+    confirm(server, live, version, repository.TEXT)
+    repository.write(live, wanted)
+
+
+def load(config: Config, server, wanted) -> None:
+    """Loads a model with this configuration, over gRPC: over HTTP the server's other HTTP clients would hang."""
+    from google.protobuf import json_format
+
+    text = json_format.MessageToJson(wanted, preserving_proto_field_name=True)
+    server.load_model(wanted.name, config=text, client_timeout=config.serving.load_timeout_s)
+
+
+def confirm(server, live: Path, version: int, ensemble: str) -> None:
+    """Raises StepFailed unless the ensemble answers as this version, as it did in `stage`."""
+    missing = [part for part in repository.PARTS if not server.is_model_ready(part, str(version))]
+    if missing:
+        raise StepFailed(f"the server says that version {version} of {', '.join(missing)} is not ready")
+    for message in repository.golden(live, version):
+        expected, found = message["answer"], client.ask(server, [message["text"]], model=ensemble)[0]
+        off = max(abs(found["scores"][name] - score) for name, score in expected["scores"].items())
+        if found["version"] != version or found["labels"] != expected["labels"] or off > SCORE_TOLERANCE:
+            raise StepFailed(f"{message['text'][:60]!r} is answered with {found}, in stage it was {expected}")
+
+
+def set_aliases(config: Config, aliases: dict) -> None:
+    for name, version in aliases.items():
+        if version is not None:
+            registry.set_alias(config, name, version)
+        elif registry.alias(config, name) is not None:
+            registry.delete_alias(config, name)
+
+
+def finish(config: Config, server, journal: dict) -> None:
+    """What follows a commit: the old version leaves the server's memory, the registry learns it, old folders go."""
+    live, version = repository.live(config), journal["to"]
+    for part in repository.PARTS:
+        wanted = repository.part_config(config, part, [version])
+        load(config, server, wanted)
+        repository.write(live, wanted)
+        for other in set(repository.installed(live)) - {version}:
+            if server.is_model_ready(part, str(other)):
+                raise StepFailed(f"{part} version {other} is still loaded beside {version}: run swap again")
+    for tagged, values in journal["tags"].items():
+        registry.tag(config, int(tagged), **values)
+    journal_file(config).unlink()
+    repository.prune(live, keep={version, journal["from"]})
+    log.info("version %d is in service", version)
+
+
+def undo(config: Config, server, journal: dict) -> None:
+    """Everything as it was before. What cannot be reached now is left to the next swap or rollback, by the journal."""
+    live = repository.live(config)
+    try:
+        server.unload_model(repository.TRIAL)
+        # The ensemble first: it must not stay tied to a version whose parts go.
+        for model in (repository.TEXT, *repository.PARTS):
+            files.write_text(repository.config_file(live, model), journal["configs"][model])
+            restore(config, server, model, journal)
+        set_aliases(config, journal["aliases_before"])
+    except Exception as error:
+        log.error("not all could be undone, the next swap or rollback tries again: %s", error)
+        return
+    journal_file(config).unlink()
+
+
+def restore(config: Config, server, model: str, journal: dict) -> None:
+    """Has the server read a model's configuration on disk again, or forget the model if nothing was in service."""
+    from tritonclient.utils import InferenceServerException
+
+    if journal["from"] is None:
+        server.unload_model(model)
+        return
+    try:
+        server.load_model(model, client_timeout=config.serving.load_timeout_s)
+    except InferenceServerException:
+        if journal["serving"] is not None:  # else it did not load before either
+            raise
+
+
+def finish_or_undo(config: Config, server) -> None:
+    """Ends a swap or rollback that was killed: finished if it had committed, else undone.
+
+    Raises:
+        StepFailed: neither works now.
+    """
+    if not journal_file(config).exists():
+        return
+    journal = files.read_json(journal_file(config))
+    committed = repository.served(repository.live(config)) == journal["to"]
+    log.warning("%s the killed swap to version %d", "finishing" if committed else "undoing", journal["to"])
+    if committed:
+        set_aliases(config, journal["aliases"])
+        finish(config, server, journal)
+        return
+    undo(config, server, journal)
+    if journal_file(config).exists():
+        raise StepFailed(
+            f"the swap to version {journal['to']} that was killed could not be undone: see the log; if the server is "
+            f"beyond repair, start it again: it serves {journal['from'] or 'nothing'} from disk"
+        )

@@ -1,0 +1,284 @@
+"""The Triton server as a process: in the foreground as the live server, or for the length of a `with` block.
+
+    python -m tasks.serving.triton [--by-hand] [hydra.override=value …]
+
+becomes the live server of the workspace. With --by-hand it serves a model.onnx that a person has copied to
+triton_model_repository/toxic_classificator/1/, as long as no version was put into service by `swap`.
+"""
+
+import logging
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks import files
+from tasks.config import Config
+from tasks.errors import StepFailed, UsageError
+from tasks.serving import repository
+
+log = logging.getLogger(__name__)
+
+BY_HAND = "toxic by hand"  # the server's name while it serves a model that no `swap` has put there
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server. `url` is its gRPC address."""
+
+    pid: int
+    url: str
+    http_url: str
+
+
+def serve(config: Config) -> None:
+    """Replaces this process by the live server, which serves the version that the last swap committed, or none yet."""
+    models = repository.live(config)
+    repository.create(config, models)
+    version = repository.served(models)
+    log.info("serving %s", f"version {version}" if version else "no version yet: `python commands.py swap` brings one")
+    ports = (config.serving.http_port, config.serving.grpc_port, config.serving.metrics_port)
+    # A champion that no longer loads must not keep the server from starting: the next swap repairs it.
+    become(config, models, ports, [repository.TEXT] if version else [], "--exit-on-error=false")
+
+
+def serve_by_hand(config: Config, copied: Path) -> None:
+    """Serves a model.onnx that a person has copied into a folder.
+
+    Its tokenizer is the tokenizer.json beside it, or that of the trained model if it is the same; without one, only
+    `toxic_classificator` is served.
+    """
+    models = config.workspace / "triton" / "by_hand"
+    with files.new_folder(models) as folder:
+        with_text = install_by_hand(config, copied, folder)
+    if not with_text:
+        log.warning("no tokenizer.json fits %s: only %s is served", copied / "model.onnx", repository.CLASSIFIER)
+    ports = (config.serving.http_port, config.serving.grpc_port, config.serving.metrics_port)
+    load = [repository.TEXT if with_text else repository.CLASSIFIER]
+    become(config, models, ports, load, f"--id={BY_HAND}")
+
+
+def install_by_hand(config: Config, copied: Path, models: Path) -> bool:
+    """Makes a repository with the copied model as its version 1; returns whether a tokenizer came with it."""
+    from tasks.serving import build_engine, export_onnx
+
+    settings = export_onnx.settings_of(copied / "model.onnx")
+    if settings.get("dtype") == "bfloat16":
+        raise UsageError(f"{copied / 'model.onnx'} has bfloat16 weights, for TensorRT: export it with serving=onnx")
+    trained = config.workspace / "models" / "finetuned" / "final" / "merged" / "tokenizer.json"
+    fitting = [
+        file
+        for file in (copied / "tokenizer.json", trained)
+        if settings and file.is_file() and files.sha256(file) == settings["tokenizer_sha256"]
+    ]
+    repository.create(config, models)
+    with tempfile.TemporaryDirectory() as place:
+        engine = Path(place)
+        for file in [*copied.glob("model.onnx*"), *fitting[:1]]:
+            shutil.copy2(file, engine)
+        files.write_json(engine / "settings.json", settings or {"version": 0})
+        if fitting:
+            build_engine.add_buckets(config, engine / "settings.json")
+        build_engine.record(config, engine)
+        parts = repository.PARTS if fitting else (repository.CLASSIFIER,)
+        repository.install(engine, models, 1, parts)
+    repository.write(models, repository.text_config(config, 1))
+    return bool(fitting)
+
+
+def become(config: Config, models: Path, ports, load: list[str], *more: str) -> None:
+    arguments, environment = command(config, models, config.serving.listen, ports, load)
+    sys.stdout.flush()
+    os.execvpe(arguments[0], [*arguments, *more], environment)
+
+
+@contextmanager
+def running(config: Config, models: Path, folder: Path, load=(repository.TEXT,)):
+    """A server of its own on free ports of this machine; it is gone when the block ends, whichever way.
+
+    Args:
+        models: the model repository.
+        folder: where its log, triton.log, is written.
+        load: models that are ready before the block starts.
+
+    Yields:
+        Server.
+
+    Raises:
+        StepFailed: it does not start; the message quotes its log.
+    """
+    ports = free_ports(3)
+    arguments, environment = command(config, models, "127.0.0.1", ports, load)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "triton.log").open("wb") as output:
+        process = subprocess.Popen(
+            arguments, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        server = Server(process.pid, f"127.0.0.1:{ports[1]}", f"http://127.0.0.1:{ports[0]}")
+        wait_until_ready(process, server.http_url, folder / "triton.log", config.serving.load_timeout_s)
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def end_left_over(models: Path) -> None:
+    """Kills what a killed process has left running on this repository: a server, and the processes of its models.
+
+    The latter notice by themselves that their server is gone, but not while they start.
+    """
+    import psutil
+
+    killed = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if any(word.removeprefix("--model-repository=").startswith(str(models)) for word in words):
+            log.warning("ending what a killed step has left: pid %d", process.pid)
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+            killed.append(process)
+            for region in (word for word in words if word.startswith("triton_python_backend_shm_region_")):
+                Path("/dev/shm", region).unlink(missing_ok=True)
+    psutil.wait_procs(killed, timeout=10)
+
+
+def wait_until_ready(process, http_url: str, log_file: Path, timeout_s: float) -> None:
+    import httpx
+
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise StepFailed(f"Triton ended with code {process.returncode}: {why(log_file)}; see {log_file}")
+        try:
+            if httpx.get(f"{http_url}/v2/health/ready", timeout=5).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)
+    raise StepFailed(
+        f"Triton was not ready within {timeout_s} s: {why(log_file)}; see {log_file}, or raise serving.load_timeout_s"
+    )
+
+
+def why(log_file: Path) -> str:
+    """The last complaints in a server's log, in one line."""
+    lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+    # On a machine without a GPU every start says this.
+    complaints = [line for line in lines if re.match(r"E\d{4} |error:", line) and "CUDA driver" not in line]
+    return " | ".join(line[:400] for line in (complaints or lines)[-3:])
+
+
+def command(config: Config, models: Path, address: str, ports, load) -> tuple[list[str], dict[str, str]]:
+    """Arguments and environment of a server.
+
+    Args:
+        ports: HTTP, gRPC and metrics.
+        load: models to load at the start.
+    """
+    binary, options, path = installation(config)
+    arguments = [
+        binary,
+        f"--model-repository={models}",
+        *options,
+        "--model-control-mode=explicit",
+        "--disable-auto-complete-config",  # the configurations are complete; asking the models takes seconds
+        "--strict-readiness=false",
+        *(f"--{kind}-address={address}" for kind in ("http", "grpc", "metrics")),
+        *(f"--{kind}-port={port}" for kind, port in zip(("http", "grpc", "metrics"), ports)),
+        *(f"--load-model={model}" for model in load),
+    ]
+    return arguments, {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def installation(config: Config) -> tuple[str, list[str], str]:
+    """The server's binary, the options that tell it where its backends are, and the PATH its models' Python is on."""
+    path = os.environ.get("PATH", os.defpath)
+    if config.serving.triton_env is None:
+        binary = shutil.which("tritonserver")
+        if binary is None:
+            raise StepFailed(
+                "no tritonserver on PATH: run inside the Triton image, or name an environment that holds "
+                "nvidia-pytriton with serving.triton_env=…, or TOXIC_TRITON_ENV (`make envs` makes .venv/triton)"
+            )
+        return binary, [], path
+    environment = Path(config.serving.triton_env).absolute()
+    found = sorted(environment.glob("lib/python3.*/site-packages/pytriton/tritonserver"))
+    if not found:
+        raise StepFailed(f"serving.triton_env={environment} holds no Triton server: `make envs` makes .venv/triton")
+    options = [f"--backend-directory={backends(config, found[-1])}"]
+    return str(found[-1] / "bin" / "tritonserver"), options, f"{environment / 'bin'}{os.pathsep}{path}"
+
+
+def backends(config: Config, server: Path) -> Path:
+    """A folder of backends as the server wants it, with links into its environment, which is only read.
+
+    The wheel keeps the Python backend's stub once per Python version, where the server does not look for it.
+    """
+    python = server.parents[2].name.removeprefix("python")
+    target = config.workspace / "triton" / "backends"
+    (target / "python").mkdir(parents=True, exist_ok=True)
+    for file in (
+        server / "backends" / "python" / "libtriton_python.so",
+        server / "backends" / "python" / "triton_python_backend_utils.py",
+        server / "python_backend_stubs" / python / "triton_python_backend_stub",
+    ):
+        link = target / "python" / file.name
+        if not link.is_symlink() or link.readlink() != file:
+            link.unlink(missing_ok=True)
+            link.symlink_to(file)
+    return target
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def peak_memory(pid: int) -> int:
+    """Bytes that a server and the processes of its models have held at most, each counted by itself."""
+    import psutil
+
+    tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    status = [Path(f"/proc/{process.pid}/status").read_text() for process in tree]
+    peaks = [line.split()[1] for text in status for line in text.splitlines() if line.startswith("VmHWM:")]
+    return sum(int(kib) * 1024 for kib in peaks)
+
+
+def main(arguments: list[str]) -> int:
+    from tasks.step import open_run, prepare_process
+
+    prepare_process()
+    overrides = [a for a in arguments if a != "--by-hand"]
+    copied = repository.TEMPLATES / repository.CLASSIFIER / "1"
+    try:
+        _, config, _ = open_run("serve", overrides)
+        committed = repository.served(repository.live(config))
+        if "--by-hand" in arguments and committed is None and (copied / "model.onnx").is_file():
+            _, config, _ = open_run("serve", ["serving=onnx", *overrides])
+            serve_by_hand(config, copied)
+        serve(config)
+    except (UsageError, StepFailed) as error:
+        print(error, file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

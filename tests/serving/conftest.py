@@ -1,0 +1,105 @@
+"""What is slow is made once: two versions, exported, built and staged. Every test gets a workspace of its own."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from serving_parts import (
+    Live,
+    choose_thresholds,
+    load_config,
+    make_checkpoint,
+    run_of,
+    torch_probabilities,
+    write_data,
+)
+
+from tasks.promotion import registry
+from tasks.run import Run
+from tasks.serving import build_engine, export_onnx, stage, swap, triton
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Path:
+    """A workspace in which versions 1 and 2 went through all steps up to stage, each kept in models/<version>."""
+    workspace = tmp_path_factory.mktemp("made")
+    config = load_config(workspace)
+    registry.ensure_model(config)
+    for version in (1, 2):
+        run = run_of(workspace, version)
+        folder = make_checkpoint(workspace / "models" / "finetuned" / "final", run.id, seed=version)
+        write_data(workspace, run, torch_probabilities(folder) >= choose_thresholds(folder))
+        created = registry.client(config).create_model_version(
+            config.mlflow.registered_model, f"file:{workspace}", tags={"run_id": run.id}
+        )
+        assert int(created.version) == version
+        run.save("register", {"version": version})
+        run.save("export_onnx", export_onnx.run(config, run))
+        run.save("build_engine", build_engine.run(config, run))
+        run.save("stage", stage.run(config, run))
+        kept = workspace / "models" / str(version)
+        shutil.copytree(export_onnx.exported(config), kept / "exported")
+        shutil.copytree(build_engine.folder_of(config), kept / "engine")
+        shutil.move(folder, kept / "final")
+        shutil.move(workspace / "data", kept / "data")
+    return workspace
+
+
+@pytest.fixture
+def workspace(made, tmp_path, monkeypatch) -> Path:
+    """A fresh workspace beside a copy of the registry and of both runs."""
+    monkeypatch.delenv("TOXIC_RUN_ID", raising=False)
+    monkeypatch.setenv("TOXIC_WORKSPACE", str(tmp_path))
+    shutil.copytree(made / "runs", tmp_path / "runs")
+    shutil.copy(made / "mlflow.db", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def bring(made, workspace):
+    """Makes a version the one that models/ and data/ hold, as its retraining has left them."""
+
+    def version(number: int) -> Run:
+        for place, name in (("models", "exported"), ("models", "engine"), (".", "data")):
+            shutil.rmtree(workspace / place / name, ignore_errors=True)
+            shutil.copytree(made / "models" / str(number) / name, workspace / place / name)
+        shutil.copytree(
+            made / "models" / str(number) / "final", workspace / "models/finetuned/final", dirs_exist_ok=True
+        )
+        return run_of(workspace, number)
+
+    return version
+
+
+@pytest.fixture
+def config(workspace):
+    """The demo's configuration, with a live server's ports that are free now."""
+    http, grpc, metrics = triton.free_ports(3)
+    return load_config(
+        workspace,
+        f"serving.url=127.0.0.1:{grpc}",
+        f"serving.http_port={http}",
+        f"serving.grpc_port={grpc}",
+        f"serving.metrics_port={metrics}",
+    )
+
+
+@pytest.fixture
+def live(config):
+    server = Live(config, [sys.executable, "-m", "tasks.serving.triton"])
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def promote(config, bring):
+    """Puts a staged version into service, as the DAG does after the decision."""
+
+    def version(number: int) -> dict:
+        run = bring(number)
+        run.save("decide", {"champion": registry.alias(config, "champion")})
+        return swap.run(config, run)
+
+    return version

@@ -1,0 +1,230 @@
+import json
+import threading
+import time
+
+import pytest
+from serving_parts import run_of
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from tasks import files
+from tasks.errors import StepFailed
+from tasks.promotion import registry
+from tasks.serving import client, repository, rollback, swap
+
+
+def answer(config, text="you are an idiot") -> dict:
+    return client.classify([text], config.serving.url)[0]
+
+
+def ready(config, part=repository.CLASSIFIER) -> list[int]:
+    with InferenceServerClient(config.serving.url) as server:
+        return [version for version in (1, 2) if server.is_model_ready(part, str(version))]
+
+
+class Clients:
+    """Threads that ask the live server without a pause: two over gRPC, two over HTTP."""
+
+    def __init__(self, live):
+        self.live, self.stop = live, threading.Event()
+        self.answers, self.failures = [], []
+        self.threads = [threading.Thread(target=ask) for ask in (self.over_grpc, self.over_http) for _ in range(2)]
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+
+    def over_grpc(self):
+        with InferenceServerClient(self.live.config.serving.url) as server:
+            self.until_stopped(lambda: client.ask(server, ["you are an idiot"])[0])
+
+    def over_http(self):
+        body = {"inputs": [{"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": ["you are an idiot"]}]}
+
+        def ask():
+            response = self.live.http("POST", "/v2/models/toxic_text/infer", json=body)
+            return json.loads(response.raise_for_status().json()["outputs"][0]["data"][0])
+
+        self.until_stopped(ask)
+
+    def until_stopped(self, ask):
+        while not self.stop.is_set():
+            try:
+                self.answers.append(ask())
+            except Exception as error:
+                self.failures.append(error)
+
+
+def test_the_first_swap_and_the_next_under_load(config, live, promote):
+    with pytest.raises(InferenceServerException):
+        answer(config)  # nothing is in service yet
+
+    first = promote(1)
+    assert (first["served_version"], first["previous_version"]) == (1, None)
+    old = answer(config)
+    assert old["version"] == 1
+
+    with Clients(live) as clients:
+        second = promote(2)
+        after = len(clients.answers)
+        while len(clients.answers) < after + 50:
+            time.sleep(0.01)
+    assert (second["served_version"], second["previous_version"]) == (2, 1)
+    assert clients.failures == []
+    assert clients.answers[0]["version"] == 1
+    assert {a["version"] for a in clients.answers[after + len(clients.threads) :]} == {2}
+    # The two versions read ids differently: an answer that mixed their parts would be neither's.
+    new = answer(config)
+    assert new["scores"] != old["scores"]
+    for found in clients.answers:
+        expected = old if found["version"] == 1 else new
+        assert found["scores"] == pytest.approx(expected["scores"], abs=1e-3)
+
+    assert [ready(config, part) for part in repository.PARTS] == [[2], [2], [2]]
+    assert registry.alias(config, "champion") == 2 and registry.alias(config, "previous") == 1
+    assert registry.tags(config, 2)["verdict"] == "promoted"
+    assert not swap.journal_file(config).exists()
+
+    # Once more: nothing to do.
+    assert swap.run(config, run_of(config.workspace, 2)) == {"served_version": 2, "previous_version": 1}
+
+    # A server that was killed serves the champion again, on whatever path it is asked.
+    live.kill()
+    live.start("/v2/models/toxic_text/ready")
+    assert answer(config)["version"] == 2 and ready(config) == [2]
+
+    undone = rollback.run(overrides(config), "ann", "too strict", "configs", "config")
+    assert undone["served_version"] == 1 and answer(config)["scores"] == pytest.approx(old["scores"], abs=1e-3)
+    assert registry.alias(config, "champion") == 1 and registry.alias(config, "previous") is None
+    assert registry.tags(config, 2)["rolled_back_by"] == "ann"
+    assert "too strict" in registry.hold(config)
+    with pytest.raises(StepFailed, match="toxicity_release"):
+        rollback.run(overrides(config), "ann", "again", "configs", "config")
+
+
+def overrides(config) -> list[str]:
+    return ["profile=demo", f"serving.url={config.serving.url}", f"mlflow.tracking_uri={config.mlflow.tracking_uri}"]
+
+
+def damage_model(folder):
+    (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:50_000])
+
+
+def change_golden(folder):
+    golden = files.read_json(folder / "golden.json")
+    for message in golden:
+        message["answer"]["labels"] = [] if message["answer"]["labels"] else ["threat"]
+    files.write_json(folder / "golden.json", golden)
+
+
+def harmed(harm):
+    """An `install` after which the installed files are not what was staged."""
+
+    def install_and_harm(config, run, engine, version):
+        install(config, run, engine, version)
+        folder = repository.folder(repository.live(config), repository.CLASSIFIER, version)
+        for file in list(folder.iterdir()):  # the installed files are links to the engine's
+            content = file.read_bytes()
+            file.unlink()
+            file.write_bytes(content)
+        harm(folder)
+
+    install = swap.install
+    return install_and_harm
+
+
+def test_a_broken_version_leaves_the_old_one_in_service(config, live, promote, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(StepFailed, match="none serves as before"):
+        patched.setattr(swap, "install", harmed(change_golden))
+        promote(1)
+    assert ready(config) == [] and not live.answers("/v2/models/toxic_text/ready")
+    assert registry.alias(config, "champion") is None and not swap.journal_file(config).exists()
+
+    promote(1)
+    before = answer(config)
+    for harm, complaint in ((damage_model, "load failed"), (change_golden, "in stage it was")):
+        with monkeypatch.context() as patched, Clients(live) as clients:
+            patched.setattr(swap, "install", harmed(harm))
+            with pytest.raises(
+                StepFailed, match=f"version 2 is not put into service, 1 serves as before: .*{complaint}"
+            ):
+                promote(2)
+        assert clients.failures == [] and {a["version"] for a in clients.answers} == {1}
+        assert answer(config) == before and ready(config) == [1]
+        assert registry.alias(config, "champion") == 1 and registry.alias(config, "previous") is None
+        assert "verdict" not in registry.tags(config, 2)
+        assert repository.served(repository.live(config)) == 1 and not swap.journal_file(config).exists()
+    assert promote(2)["served_version"] == 2  # the same version, unharmed
+
+
+def test_a_registry_that_fails_after_the_switch_brings_the_old_version_back(config, live, promote, monkeypatch):
+    promote(1)
+    before, set_aliases, calls = answer(config), swap.set_aliases, []
+
+    def fails_once(*arguments):
+        calls.append(answer(config)["version"])
+        if len(calls) == 1:
+            raise ConnectionError("the registry is away")
+        set_aliases(*arguments)
+
+    monkeypatch.setattr(swap, "set_aliases", fails_once)
+    with Clients(live) as clients, pytest.raises(StepFailed, match="1 serves as before: the registry is away"):
+        promote(2)
+    assert clients.failures == [] and calls == [2, 1]
+    assert answer(config) == before and ready(config) == [1]
+    assert registry.alias(config, "champion") == 1 and not swap.journal_file(config).exists()
+    live.kill()
+    live.start("/v2/models/toxic_text/ready")
+    assert answer(config) == before
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_swap_is_finished_or_undone_by_the_next(config, live, promote, monkeypatch):
+    promote(1)
+    # What it was about to do when it was killed, and the version that must serve after the next start.
+    for where, lands_on in (("load_beside", 1), ("try_out", 1), ("switch", 1), ("set_aliases", 2), ("finish", 2)):
+        with monkeypatch.context() as patched:
+            patched.setattr(swap, where, killed)
+            patched.setattr(swap, "undo", lambda *arguments: None)
+            with pytest.raises(Killed):
+                promote(2)
+        assert swap.journal_file(config).exists()
+        with registry.lease(config, "test"), swap.live_server(config) as server:
+            swap.finish_or_undo(config, server)
+            assert answer(config)["version"] == lands_on and ready(config) == [lands_on]
+            assert registry.alias(config, "champion") == lands_on
+            assert repository.served(repository.live(config)) == lands_on and not swap.journal_file(config).exists()
+            if lands_on == 2:
+                swap.replace(config, server, 1, {"champion": 1}, {})
+
+
+def killed(*arguments):
+    raise Killed
+
+
+def test_only_what_was_staged_for_this_champion_is_swapped(config, live, bring):
+    run = bring(1)
+    run.save("decide", {"champion": None})
+    registry.set_alias(config, "champion", 2)
+    with pytest.raises(StepFailed, match="version None was champion; now it is 2"):
+        swap.run(config, run)
+    registry.delete_alias(config, "champion")
+    run.save("stage", {**run.result("stage"), "sha256": "another"})
+    with pytest.raises(StepFailed, match="not what was staged"):
+        swap.run(config, run)
+    assert repository.served(repository.live(config)) is None
+
+
+def test_without_a_live_server_the_address_and_the_way_out_are_named(config, bring):
+    run = bring(1)
+    with pytest.raises(StepFailed, match=f"{config.serving.url} does not answer.*start_triton_server"):
+        swap.run(config, run)

@@ -1,0 +1,38 @@
+"""Text to token ids, cleaned and cut as in training. Any bytes get ids: an empty message gets one padding token."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from text import clean
+from tokenizers import Tokenizer
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        folder = Path(args["model_repository"]) / args["model_version"]
+        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        self.max_chars, self.pad_id, self.buckets = settings["max_chars"], settings["pad_id"], settings["buckets"]
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(settings["max_length"])
+
+    def execute(self, requests):
+        batches = [pb_utils.get_input_tensor_by_name(r, "text").as_numpy().ravel() for r in requests]
+        return [self.response([self.ids(text) for text in batch]) for batch in batches]
+
+    def ids(self, text):
+        cleaned = clean(text.decode("utf-8", errors="replace"))[: self.max_chars]
+        return self.tokenizer.encode(cleaned).ids or [self.pad_id]
+
+    def response(self, rows):
+        """Padded to a bucket rather than to the longest row: only requests of equal length can share a batch."""
+        longest = max(len(row) for row in rows)
+        width = next(bucket for bucket in self.buckets if bucket >= longest)
+        ids = np.full((len(rows), width), self.pad_id, dtype=np.int64)
+        mask = np.zeros((len(rows), width), dtype=np.int64)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = row
+            mask[i, : len(row)] = 1
+        return pb_utils.InferenceResponse([pb_utils.Tensor("input_ids", ids), pb_utils.Tensor("attention_mask", mask)])
