@@ -1,0 +1,124 @@
+"""The review: a person says yes or no to a version that passed the gate, or the configuration says it for them."""
+
+import json
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import yaml
+from airflow.providers.standard.operators.hitl import HITLOperator
+from airflow.sdk import Context, Param
+
+from dags.steps import run_folder
+
+APPROVE, REJECT = "Approve", "Reject"
+
+
+def review_task() -> "ReviewOperator":
+    return ReviewOperator(
+        task_id="review",
+        doc_md="Waits for a person under `promotion: review`, up to 72 hours; no answer is a no. Under `auto` and "
+        "`never` it answers at once. A hold in the registry, set by a rollback, makes `auto` wait too.",
+        subject="Put the new toxicity model into service?",
+        options=[APPROVE, REJECT],
+        defaults=REJECT,
+        response_timeout=timedelta(hours=72),
+        params={
+            "reason": Param(
+                None,
+                type=["null", "string"],
+                title="Reason",
+                description="Why, in a sentence. It is kept in the registry with your name.",
+            )
+        },
+        retries=2,  # asks again
+        retry_delay=timedelta(seconds=30),
+    )
+
+
+class ReviewOperator(HITLOperator):
+    """Asks in the Airflow UI under `promotion.mode=review`; answers by itself under `auto` and `never`.
+
+    A hold in the registry, which a rollback sets, makes `auto` ask too. Its XCom is the decision that the step
+    `decide` records: `{"decision": "approve" | "reject", "reviewer": str, "reason": str}`.
+    """
+
+    def execute(self, context: Context):
+        dag_run = context["dag_run"]
+        folder = run_folder(dag_run.dag_id, dag_run.run_id)
+        gate, mode = read_json(folder / "gate.json"), read_config(folder)["promotion"]["mode"]
+        if mode == "never":
+            return decision("reject", "auto", "promotion.mode is never: the version stays in the registry")
+        if mode == "auto" and not gate["hold"]:
+            return decision("approve", "auto", "promotion.mode is auto and the gate was passed")
+        self.subject = f"Put version {gate['version']} of the toxicity model into service?"
+        self.body = body(folder)
+        return super().execute(context)
+
+    def execute_complete(self, context: Context, event: dict) -> dict:
+        answer = super().execute_complete(context, event)
+        if event.get("timedout"):
+            return decision("reject", "nobody", "timed out")
+        chosen = "approve" if answer["chosen_options"] == [APPROVE] else "reject"
+        user = answer["responded_by_user"] or {}
+        return decision(chosen, user.get("name") or "unknown", answer["params_input"].get("reason") or "")
+
+
+def decision(verdict: str, reviewer: str, reason: str) -> dict:
+    return {"decision": verdict, "reviewer": reviewer, "reason": reason}
+
+
+def answer_of_review(context: Context) -> dict:
+    """What the task `review` of this DAG run decided."""
+    return context["ti"].xcom_pull(task_ids="review")
+
+
+def body(folder: Path) -> str:
+    """What a reviewer needs, as Markdown, from the results in the run folder."""
+    gate, evaluate = read_json(folder / "gate.json"), read_json(folder / "evaluate.json")
+    mlflow = read_config(folder)["mlflow"]
+    version, champion = gate["version"], gate["champion"]
+    # Inside a network of containers the server has another address than in the reviewer's browser.
+    registry = os.environ.get("TOXIC_MLFLOW_URL") or mlflow["tracking_uri"]
+    lines = [
+        f"Version **{version}** passed the gate. "
+        + (f"Version **{champion}** is in service now." if champion else "Nothing is in service yet."),
+        *([f"**Held**: {gate['hold']}. Automatic promotion waits for a person."] if gate["hold"] else []),
+        table(["Check", "Measured", "Required", "Verdict"], [check_row(check) for check in gate["checks"]]),
+        table(["On the same test messages", "New", "Champion", "Baseline"], comparison(evaluate)),
+        f"Report with slices, examples and plots: `{folder / 'report.html'}`",
+        f"[Version {version} in MLflow]({registry}/#/models/{mlflow['registered_model']}/versions/{version})",
+        f"**{APPROVE}** exports the model, proves it in a second Triton server, then swaps it into the live one; a "
+        f"failure on the way leaves {f'version {champion}' if champion else 'the server'} as it is. **{REJECT}**, or "
+        "no answer within 72 hours, leaves the version in the registry.",
+    ]
+    return "\n\n".join(lines)
+
+
+def check_row(check: dict) -> list[str]:
+    # What binds is not missed here: the gate was passed.
+    verdict = {True: "passed", False: "missed, only a warning", None: "nothing to compare with"}[check["passed"]]
+    required = "–" if check["limit"] is None else f"{check['comparison']} {number(check['limit'])}"
+    return [check["title"], number(check["value"]), required, verdict]
+
+
+def comparison(evaluate: dict) -> list[list[str]]:
+    models = [evaluate["challenger"], evaluate["champion"] or {}, evaluate["baseline"]]
+    names = {"f1_toxic": "F1 toxic", "f1_types": "F1 types"}
+    return [[title, *(number(model.get(name)) for model in models)] for name, title in names.items()]
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def read_config(folder: Path) -> dict:
+    return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+
+
+def read_json(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,334 @@
+"""The steps of a retraining as a list, and how one of them becomes an Airflow task.
+
+Every step is a command, `python commands.py STEP`. TOXIC_RUNNER says where it runs: `process`, beside the Airflow
+worker in the tasks' own environment ($TOXIC_PYTHON), or `docker`, in a container of the step's image. Parameters
+travel as JSON in the environment; nothing that a person typed meets a shell or a template.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import quote
+
+from airflow.providers.docker.exceptions import DockerContainerFailedException, DockerContainerFailedSkipException
+from airflow.providers.docker.operators.docker import DockerOperator
+from airflow.providers.standard.hooks.subprocess import SubprocessHook
+from airflow.sdk import BaseOperator, Context
+from airflow.sdk.configuration import conf
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from docker.types import DeviceRequest, Mount
+
+ROOT = Path(__file__).resolve().parents[1]
+SKIP, BAD_USAGE = 99, 2  # exit codes of commands.py
+
+GPU_POOL = "gpu"  # one slot, so that two steps never share the GPU's memory by accident
+WORKSPACE_IN_CONTAINER = "/workspace"
+PASSED_TO_CONTAINERS = ("MLFLOW_TRACKING_URI", "TRITON_URL", "OMP_NUM_THREADS")
+SECRETS = ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY", "HF_TOKEN")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: its command, what it needs, how long it may take, how often Airflow tries again."""
+
+    name: str
+    command: tuple[str, ...]
+    does: str  # for the people who click on the task
+    timeout: timedelta
+    retries: int = 1
+    retry_delay: timedelta = timedelta(seconds=10)  # doubled each time
+    gpu: bool = False
+    image: str = "trainer"  # or triton: what needs the server's own binaries and TensorRT
+
+
+STEPS = {
+    step.name: step
+    for step in (
+        Step(
+            "download",
+            ("download",),
+            "Brings the raw data into the workspace and gives it a DVC version. **Skips the whole run** when data, "
+            "configuration and code are those of a run that already has its verdict; `force` retrains all the same.",
+            timeout=timedelta(hours=2),
+            retries=3,
+            retry_delay=timedelta(minutes=2),
+        ),
+        Step(
+            "validate_raw",
+            ("validate", "--what=raw"),
+            "Holds the raw files against `expectations/`. A failed critical expectation fails the run, and the log "
+            "names the rows.",
+            timeout=timedelta(minutes=30),
+            retries=0,
+        ),
+        Step(
+            "prepare",
+            ("prepare",),
+            "Cleans, removes duplicates, joins both languages and splits into train, validation and test (Parquet).",
+            timeout=timedelta(hours=1),
+        ),
+        Step(
+            "validate_prepared",
+            ("validate", "--what=prepared"),
+            "Holds the three splits against `expectations/`: no leak between them, every label within its range.",
+            timeout=timedelta(minutes=30),
+            retries=0,
+        ),
+        Step(
+            "train",
+            ("train",),
+            "Fine-tunes the 4-bit base model with LoRA, then merges the adapter. Everything after this looks at the "
+            "merged model. A retry goes on from the last checkpoint.",
+            timeout=timedelta(hours=24),
+            gpu=True,
+        ),
+        Step(
+            "evaluate",
+            ("evaluate",),
+            "Chooses thresholds on the validation split; measures the new model, the champion and a TF-IDF baseline "
+            "on the same test messages.",
+            timeout=timedelta(hours=2),
+            gpu=True,
+        ),
+        Step(
+            "register",
+            ("register",),
+            "Makes the model a new version in the MLflow registry, with its metrics and where it came from.",
+            timeout=timedelta(minutes=30),
+            retries=2,
+        ),
+        Step(
+            "gate",
+            ("gate",),
+            "Holds the metrics against `configs/gate`. A limit that binds and is missed **skips everything from "
+            "`review` on**: the run stays green, the service untouched, and the report says what was missed.",
+            timeout=timedelta(minutes=10),
+            retries=0,
+        ),
+        Step(
+            "report",
+            ("report",),
+            "Writes `report.html`, one page that works offline. It runs whether the gate was passed or not.",
+            timeout=timedelta(minutes=15),
+        ),
+        Step(
+            "decide",
+            ("decide",),
+            "Records in the registry who decided what about this version, when and why. A rejection skips the rest.",
+            timeout=timedelta(minutes=10),
+        ),
+        Step(
+            "export_onnx",
+            ("export_onnx",),
+            "Exports the merged model to ONNX and fails if it decides differently from the original.",
+            timeout=timedelta(hours=1),
+            gpu=True,
+        ),
+        Step(
+            "build_engine",
+            ("build_engine",),
+            "Builds what Triton loads: a TensorRT plan on a GPU, the ONNX file as it is on a CPU.",
+            timeout=timedelta(hours=2),
+            gpu=True,
+            image="triton",
+        ),
+        Step(
+            "stage",
+            ("stage",),
+            "Starts a second, short-lived Triton, sends it the whole test set as text and holds its answers against "
+            "the gate again. The live server is not touched.",
+            timeout=timedelta(hours=1),
+            gpu=True,
+            image="triton",
+        ),
+        Step(
+            "swap",
+            ("swap",),
+            "Hot-swaps the version into the live server, checks golden messages, moves the aliases `champion` and "
+            "`previous`; or leaves everything as it was.",
+            timeout=timedelta(minutes=30),
+        ),
+    )
+}
+
+
+def step_task(name: str, **arguments) -> BaseOperator:
+    """The Airflow task of a step, for the runner that TOXIC_RUNNER names (default: process).
+
+    Args:
+        name: a key of STEPS; it becomes the task's id.
+        arguments: `review=`, for the step `decide`; else what every Airflow operator takes.
+    """
+    step = STEPS[name]
+    operator = {"process": ProcessStep, "docker": DockerStep}[os.environ.get("TOXIC_RUNNER", "process")]
+    return operator(
+        step=step,
+        task_id=name,
+        doc_md=step.does,
+        execution_timeout=step.timeout,
+        retries=step.retries,
+        retry_delay=step.retry_delay,
+        retry_exponential_backoff=True,
+        max_retry_delay=timedelta(minutes=15),
+        **arguments,
+    )
+
+
+class ProcessStep(BaseOperator):
+    """Runs a step as a child process of the Airflow worker, in the tasks' own Python environment."""
+
+    def __init__(self, *, step: Step, review: Callable[[Context], dict] | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.step, self.review, self.hook = step, review, SubprocessHook()
+
+    def execute(self, context: Context):
+        python = os.environ.get("TOXIC_PYTHON") or str(ROOT / ".venv/tasks/bin/python")
+        result = self.hook.run_command(
+            [python, "commands.py", *self.step.command],
+            env={**os.environ, **environment(self.step, context, self.review)},
+            cwd=str(ROOT),
+        )
+        if result.exit_code != 0:
+            raise failure(result.exit_code, result.output)
+        return result_of(result.output)
+
+    def on_kill(self) -> None:
+        """Ends the step's whole process group: a retry must not meet what this try left running."""
+        self.hook.send_sigterm()
+        try:
+            self.hook.sub_process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.hook.sub_process.pid, signal.SIGKILL)
+
+
+class DockerStep(DockerOperator):
+    """Runs a step in a container of its image, with the workspace volume, and the GPU if the step needs it."""
+
+    def __init__(self, *, step: Step, review: Callable[[Context], dict] | None = None, **kwargs):
+        images = {
+            "trainer": os.environ.get("TOXIC_TRAINER_IMAGE", "toxic-trainer"),
+            "triton": os.environ.get("TOXIC_TRITON_IMAGE", "toxic-triton"),
+        }
+        volume = os.environ.get("TOXIC_WORKSPACE_VOLUME", "toxic-workspace")
+        for_gpu = {"device_requests": [DeviceRequest(count=-1, capabilities=[["gpu"]])], "pool": GPU_POOL}
+        super().__init__(
+            image=images[step.image],
+            command=["python", "commands.py", *step.command],
+            environment={
+                "TOXIC_WORKSPACE": WORKSPACE_IN_CONTAINER,
+                **{name: os.environ[name] for name in PASSED_TO_CONTAINERS if name in os.environ},
+            },
+            private_environment={name: os.environ[name] for name in SECRETS if name in os.environ},
+            mounts=[Mount(target=WORKSPACE_IN_CONTAINER, source=volume, type="volume")],
+            network_mode=os.environ.get("TOXIC_DOCKER_NETWORK"),
+            labels={"toxic.step": step.name},
+            auto_remove="force",
+            mount_tmp_dir=False,
+            skip_on_exit_code=SKIP,
+            **(for_gpu if step.gpu else {}),
+            **kwargs,
+        )
+        self.step, self.review = step, review
+
+    def execute(self, context: Context):
+        # Here and not in the constructor: `environment` is a template, and what a person typed must not become one.
+        self.environment = {**self.environment, **environment(self.step, context, self.review)}
+        try:
+            return result_of(super().execute(context))
+        except (DockerContainerFailedException, DockerContainerFailedSkipException) as error:
+            if isinstance(error, DockerContainerFailedSkipException):
+                exit_code = SKIP
+            else:  # the provider gives the code only in its message
+                exit_code = int(re.search(r"'StatusCode': (\d+)", str(error)).group(1))
+            raise failure(exit_code, error.logs[-1] if error.logs else "") from error
+
+
+def failure(exit_code: int, last_words: str) -> AirflowException:
+    """The exception for a step that ended with `exit_code`; its last line says why."""
+    kind = {SKIP: AirflowSkipException, BAD_USAGE: AirflowFailException}.get(exit_code, AirflowException)
+    return kind(last_words or f"exit code {exit_code}")
+
+
+def result_of(last_line: str | None) -> dict | None:
+    """The step's result, for the XCom that people see. Steps read each other's results from the run folder.
+
+    Both runners mix stdout with stderr, so a library's last words may stand where the result should: then there is
+    no XCom, which is no reason to fail a step that has done its work.
+    """
+    try:
+        return json.loads(last_line or "")
+    except json.JSONDecodeError:
+        return None
+
+
+def environment(step: Step, context: Context, review: Callable[[Context], dict] | None = None) -> dict[str, str]:
+    """What the step learns from its DAG run, as environment variables."""
+    dag_run = context["dag_run"]
+    base_url = conf.get("api", "base_url", fallback="").rstrip("/")
+    variables = {
+        "TOXIC_RUN_ID": run_slug(dag_run.dag_id, dag_run.run_id),
+        "TOXIC_OVERRIDES": json.dumps(overrides_of(dict(context["params"]))),
+        "TOXIC_DAG_RUN_URL": f"{base_url}/dags/{quote(dag_run.dag_id)}/runs/{quote(dag_run.run_id, safe='')}",
+    }
+    if review is not None:
+        variables["TOXIC_REVIEW"] = json.dumps(review(context))
+    return variables
+
+
+def run_slug(dag_id: str, run_id: str) -> str:
+    """The name of the DAG run's folder under workspace/runs.
+
+    >>> run_slug("toxicity_weekly", "scheduled__2026-11-23T03:00:00+00:00")
+    'weekly-scheduled__2026-11-23T03-00-00-00-00'
+    """
+    return re.sub(r"[^A-Za-z0-9._-]", "-", f"{dag_id.removeprefix('toxicity_')}-{run_id}")[:200]
+
+
+def run_folder(dag_id: str, run_id: str) -> Path:
+    workspace = os.environ.get("TOXIC_WORKSPACE") or ROOT / "workspace"
+    return Path(workspace) / "runs" / run_slug(dag_id, run_id)
+
+
+def overrides_of(params: dict) -> list[str]:
+    """The DAG run's parameters as Hydra overrides; a parameter left empty leaves the configuration as it is.
+
+    Raises:
+        AirflowFailException: for a parameter that no DAG has, which is most likely misspelt.
+    """
+    known = {"profile", "force", "max_samples", "epochs", "promotion", "data_folder", "version", "reason"}
+    if unknown := sorted(set(params) - known):
+        raise AirflowFailException(f"unknown parameter {', '.join(unknown)}: known are {', '.join(sorted(known))}")
+    overrides = [f"profile={params['profile']}"]
+    if params.get("data_folder") is not None:
+        overrides += ["data=folder", override("data.folder", params["data_folder"])]
+    if params.get("force"):
+        overrides += [override("force", True)]
+    if params.get("promotion", "config") != "config":
+        overrides += [override("promotion.mode", params["promotion"])]
+    for name, key in {
+        "max_samples": "data.max_samples",
+        "epochs": "training.num_train_epochs",
+        "version": "release.version",
+    }.items():
+        if params.get(name) is not None:
+            overrides += [override(key, int(params[name]))]
+    return overrides
+
+
+def override(key: str, value: bool | int | str) -> str:
+    r"""One Hydra override that means exactly `value`: no list, no interpolation, no second override.
+
+    >>> override("data.folder", "it's, ${HOME}")
+    "data.folder='it\\'s, \\${HOME}'"
+    """
+    if not isinstance(value, str):
+        return f"{key}={json.dumps(value)}"
+    # Hydra reads a backslash as an escape only before a quote, OmegaConf only before an interpolation.
+    escaped = re.sub(r"(\\*)('|\$\{|\Z)", lambda m: m[1] * 2 + ("\\" if m[2] else "") + m[2], value)
+    return f"{key}='{escaped}'"

@@ -1,0 +1,183 @@
+"""From a list of steps to Airflow tasks: parameters, environments, both runners."""
+
+import json
+import subprocess
+
+import pytest
+from airflow.providers.docker.exceptions import DockerContainerFailedException, DockerContainerFailedSkipException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from conftest import ROOT
+
+from dags import steps
+
+HOSTILE = [
+    "/data/my files, new",
+    '/it\'s/"quoted"',
+    "back\\slash\\",
+    "a\\'b",
+    "${oc.env:HOME}",
+    "\\${x}",
+    "[1,2]",
+    "{a: 1}",
+    "null",
+    "1e3",
+    "x data.max_samples=1",
+    "$(touch /tmp/owned); `id` && $HOME",
+    "{{ macros }}",
+    "две\nстроки\\\n",
+    " = ",
+]
+
+READ = """
+import json, sys
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+read = []
+for text in json.load(sys.stdin):
+    override = OverridesParser.create().parse_override(text)
+    config = OmegaConf.create({"value": override.value(), "other": "${value}"})
+    read.append([override.key_or_group, OmegaConf.to_container(config, resolve=True)["other"]])
+json.dump(read, sys.stdout)
+"""
+
+
+def test_hydra_reads_every_string_as_it_was_typed():
+    typed = json.dumps([steps.override("data.folder", text) for text in HOSTILE])
+    python = ROOT / ".venv/tasks/bin/python"
+    done = subprocess.run([python, "-c", READ], input=typed, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [["data.folder", text] for text in HOSTILE]
+
+
+def test_parameters_become_overrides_and_empty_ones_none():
+    empty = {"profile": "gpu", "force": False, "max_samples": None, "epochs": None, "promotion": "config"}
+    assert steps.overrides_of({**empty, "data_folder": None}) == ["profile=gpu"]
+    assert steps.overrides_of(
+        {
+            "profile": "demo",
+            "force": True,
+            "max_samples": 500,
+            "epochs": 2,
+            "promotion": "review",
+            "data_folder": "/it's here",
+        }
+    ) == [
+        "profile=demo",
+        "data=folder",
+        "data.folder='/it\\'s here'",
+        "force=true",
+        "promotion.mode='review'",
+        "data.max_samples=500",
+        "training.num_train_epochs=2",
+    ]
+    assert steps.overrides_of({"profile": "gpu", "version": 3, "reason": "x"}) == ["profile=gpu", "release.version=3"]
+
+
+def test_the_overrides_are_ones_that_the_configuration_takes():
+    params = {"profile": "demo", "force": True, "max_samples": 500, "epochs": 2, "promotion": "never"}
+    typed = json.dumps(steps.overrides_of({**params, "data_folder": "/data, new"}))
+    read = (
+        "import json, sys; from tasks.config import load; c = load(json.load(sys.stdin)); "
+        "print(json.dumps([c.force, c.data.max_samples, c.training.num_train_epochs, c.promotion.mode, c.data.folder]))"
+    )
+    python = ROOT / ".venv/tasks/bin/python"
+    done = subprocess.run([python, "-c", read], input=typed, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert json.loads(done.stdout) == [True, 500, 2, "never", "/data, new"]
+
+
+def test_a_misspelt_parameter_is_refused():
+    with pytest.raises(AirflowFailException, match="unknown parameter max_sample: known are"):
+        steps.overrides_of({"profile": "demo", "max_sample": 10})
+
+
+def test_the_run_folder_is_named_by_dag_and_run():
+    assert steps.run_slug("toxicity_weekly", "manual__2026-11-24T03:00:00+00:00") == (
+        "weekly-manual__2026-11-24T03-00-00-00-00"
+    )
+    assert steps.run_slug("toxicity_release", "../../x y") == "release-..-..-x-y"
+    assert len(steps.run_slug("toxicity_weekly", "x" * 250)) == 200
+
+
+def test_a_result_is_the_json_of_the_last_line_or_nothing():
+    assert steps.result_of('{"version": 3}') == {"version": 3}
+    assert steps.result_of("some library's last words") is None
+    assert steps.result_of(None) is None
+
+
+@pytest.fixture
+def docker(monkeypatch):
+    """A function that makes the task of a step for the docker runner."""
+    monkeypatch.setenv("TOXIC_RUNNER", "docker")
+    monkeypatch.setenv("TOXIC_TRAINER_IMAGE", "trainer:1")
+    monkeypatch.setenv("TOXIC_TRITON_IMAGE", "triton:1")
+    monkeypatch.setenv("TOXIC_WORKSPACE_VOLUME", "the-workspace")
+    monkeypatch.setenv("TOXIC_DOCKER_NETWORK", "the-network")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:8080")
+    monkeypatch.setenv("KAGGLE_KEY", "secret")
+    return steps.step_task
+
+
+@pytest.mark.parametrize("name", steps.STEPS)
+def test_a_container_runs_the_steps_command_on_the_workspace(docker, name):
+    task, step = docker(name), steps.STEPS[name]
+    assert task.command == ["python", "commands.py", *step.command]
+    assert task.image == ("triton:1" if name in ("build_engine", "stage") else "trainer:1")
+    (mount,) = task.mounts
+    assert (mount["Target"], mount["Source"], mount["Type"]) == ("/workspace", "the-workspace", "volume")
+    assert task.environment["TOXIC_WORKSPACE"] == "/workspace"
+    assert task.environment["MLFLOW_TRACKING_URI"] == "http://mlflow:8080"
+    assert (task.network_mode, task.auto_remove, task.mount_tmp_dir) == ("the-network", "force", False)
+    assert (task.skip_on_exit_code, task.container_name, task.retrieve_output) == ([99], None, False)
+    assert task.labels == {"toxic.step": name}
+
+
+@pytest.mark.parametrize("name", steps.STEPS)
+def test_what_needs_the_gpu_asks_for_it_and_for_its_pool(docker, name):
+    task = docker(name)
+    if name in ("train", "evaluate", "export_onnx", "build_engine", "stage"):
+        (request,) = task.device_requests
+        assert (request["Count"], request["Capabilities"]) == (-1, [["gpu"]])
+        assert task.pool == "gpu"
+    else:
+        assert task.device_requests is None
+        assert task.pool == "default_pool"
+
+
+def test_secrets_are_not_in_what_airflow_shows(docker):
+    task = docker("download")
+    assert "secret" not in json.dumps(task.environment)
+    assert task._private_environment == {"KAGGLE_KEY": "secret"}
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (DockerContainerFailedSkipException("…", logs=["why"]), AirflowSkipException),
+        (
+            DockerContainerFailedException("Docker container failed: {'StatusCode': 2}", logs=["why"]),
+            AirflowFailException,
+        ),
+        (DockerContainerFailedException("Docker container failed: {'StatusCode': 1}", logs=["why"]), AirflowException),
+    ],
+)
+def test_a_container_that_failed_says_why(docker, monkeypatch, raised, expected):
+    """The daemon is the one thing that is stood in for here."""
+
+    class DagRun:
+        dag_id, run_id = "toxicity_weekly", "x"
+
+    def fail(self, context):
+        assert self.environment["TOXIC_RUN_ID"] == "weekly-x"
+        raise raised
+
+    monkeypatch.setattr("airflow.providers.docker.operators.docker.DockerOperator.execute", fail)
+    with pytest.raises(AirflowException, match="^why$") as caught:
+        docker("prepare").execute({"dag_run": DagRun, "params": {"profile": "gpu"}})
+    assert type(caught.value) is expected
+
+
+def test_both_runners_take_the_same_steps(monkeypatch):
+    for runner in ("process", "docker"):
+        monkeypatch.setenv("TOXIC_RUNNER", runner)
+        for name, step in steps.STEPS.items():
+            task = steps.step_task(name)
+            assert (task.task_id, task.retries, task.execution_timeout) == (name, step.retries, step.timeout)

@@ -1,0 +1,114 @@
+"""The DAGs as Airflow reads them: their tasks, their order, their schedule, their parameters."""
+
+import copy
+from datetime import datetime, timedelta, timezone
+from itertools import pairwise
+
+import pytest
+from airflow.sdk.exceptions import ParamValidationError
+from airflow.serialization.serialized_objects import DagSerialization
+from airflow.timetables.base import DataInterval, TimeRestriction
+
+ORDER = (
+    *("download", "validate_raw", "prepare", "validate_prepared", "train", "evaluate", "register", "gate", "report"),
+    *("review", "decide", "export_onnx", "build_engine", "stage", "swap"),
+)
+GROUPS = {
+    "data": {"download", "validate_raw", "prepare", "validate_prepared"},
+    "training": {"train", "evaluate"},
+    "promotion": {"register", "gate", "report", "review", "decide"},
+    "serving": {"export_onnx", "build_engine", "stage", "swap"},
+}
+
+
+def test_every_file_is_read_without_an_error(dagbag):
+    assert dagbag.import_errors == {}
+    assert set(dagbag.dags) == {"toxicity_weekly", "toxicity_release"}
+
+
+def test_the_tasks_come_in_the_order_of_the_story(weekly):
+    assert set(weekly.task_dict) == set(ORDER)
+    for earlier, later in pairwise(ORDER):
+        assert earlier in weekly.get_task(later).get_flat_relative_ids(upstream=True)
+
+
+def test_the_tasks_stand_in_four_groups(weekly):
+    groups = weekly.task_group.children
+    assert {name: set(group.children) for name, group in groups.items()} == GROUPS
+
+
+def test_the_report_is_written_whether_the_gate_was_passed_or_not(weekly):
+    report, review = weekly.get_task("report"), weekly.get_task("review")
+    assert report.trigger_rule == "none_failed_min_one_success"
+    assert report.upstream_task_ids == {"register", "gate"}
+    assert review.trigger_rule == "all_success"
+    assert review.upstream_task_ids == {"gate", "report"}
+    others = set(weekly.task_dict) - {"report"}
+    assert {weekly.get_task(name).trigger_rule for name in others} == {"all_success"}
+
+
+def test_a_release_goes_the_same_way_from_the_decision_on(release):
+    order = [task.task_id for task in release.topological_sort()]
+    assert order == ["decide", "export_onnx", "build_engine", "stage", "swap"]
+    assert release.schedule is None
+
+
+def test_one_retraining_and_one_release_at_a_time_without_catching_up(weekly, release):
+    assert (weekly.max_active_runs, release.max_active_runs) == (1, 1)
+    assert weekly.catchup is False
+
+
+def test_every_task_has_its_limits_and_a_word_for_newcomers(dagbag):
+    for dag in dagbag.dags.values():
+        assert len(dag.doc_md) > 200
+        for task in dag.tasks:
+            assert task.doc_md
+            if task.task_id == "review":
+                assert task.response_timeout == timedelta(hours=72)
+            else:
+                assert timedelta(minutes=5) <= task.execution_timeout <= timedelta(hours=24)
+
+
+NO_LIMITS = TimeRestriction(earliest=None, latest=None, catchup=False)
+
+
+def next_run(dag, last=None):
+    timetable = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag)).timetable
+    info = timetable.next_dagrun_info(last_automated_data_interval=last, restriction=NO_LIMITS)
+    return info.run_after
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        datetime(2026, 11, 23, 3, 5, tzinfo=timezone.utc),  # just after a Monday's run would have been due
+        datetime(2026, 11, 23, 15, 0, tzinfo=timezone.utc),
+        datetime(2026, 11, 29, 23, 0, tzinfo=timezone.utc),
+    ],
+)
+def test_unpausing_starts_nothing_for_the_past(weekly, monkeypatch, now):
+    monkeypatch.setattr("airflow.timetables.trigger.utcnow", lambda: now)
+    assert next_run(weekly) == datetime(2026, 11, 30, 3, 0, tzinfo=timezone.utc)
+
+
+def test_a_run_follows_a_run_on_the_next_monday(weekly, monkeypatch):
+    monday = datetime(2026, 11, 23, 3, 0, tzinfo=timezone.utc)
+    monkeypatch.setattr("airflow.timetables.trigger.utcnow", lambda: monday + timedelta(hours=2))
+    assert next_run(weekly, DataInterval.exact(monday)) == monday + timedelta(days=7)
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        {"force": "yes"},
+        {"max_samples": 0},
+        {"max_samples": "many"},
+        {"epochs": 1.5},
+        {"promotion": "perhaps"},
+        {"profile": "laptop"},
+        {"data_folder": ""},
+    ],
+)
+def test_a_parameter_of_the_wrong_kind_is_refused(weekly, conf):
+    with pytest.raises(ParamValidationError):
+        copy.deepcopy(weekly.params).update(conf)
