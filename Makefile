@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo down status test lint envs constraints clean
+.PHONY: help demo down status test evidence lint envs constraints clean
 
 # What a person may choose: make demo AIRFLOW_PORT=9088
 export MLFLOW_PORT ?= 8080
@@ -34,7 +34,7 @@ help: ## this list
 		$(AIRFLOW_PORT) $(MLFLOW_PORT) $(TRITON_HTTP_PORT) $(TRITON_GRPC_PORT) $(TRITON_METRICS_PORT)
 
 demo: envs ## retrain once through Airflow and serve the result; FORCE=1 again, DATA=FOLDER on Kaggle's files, REVIEW=1 asks you
-	@$(TASKS) -m local.demo $(if $(FORCE),--force) $(if $(REVIEW),--review) $(if $(DATA),--data=$(DATA))
+	@$(TASKS) -m local.demo $(if $(FORCE),--force) $(if $(REVIEW),--review) $(if $(DATA),--data="$(DATA)")
 
 down: ## stop what `make demo` left running
 	@[ ! -x $(TASKS) ] || $(TASKS) -m local.services down
@@ -45,6 +45,9 @@ status: ## what of it is running, and where
 test: envs ## the whole suite, with real components
 	$(TASKS) -m pytest tests/unit tests/steps tests/serving
 	.venv/airflow/bin/python -m pytest tests/dags
+
+evidence: envs ## the demo's promises: retrain, swap under load, a killed server, bad data (about 8 min)
+	$(TASKS) -m pytest tests/demo -s
 
 lint: envs ## black, isort, flake8, prettier and the standard hooks
 	.venv/tasks/bin/pre-commit run --all-files
