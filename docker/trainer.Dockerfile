@@ -20,4 +20,4 @@ COPY expectations expectations
 COPY triton_model_repository triton_model_repository
 ENV PATH=/opt/tasks/bin:$PATH TOXIC_WORKSPACE=/workspace PYTHONUNBUFFERED=1
 USER toxic
-ENTRYPOINT ["python", "commands.py"]
+CMD ["python", "commands.py"]

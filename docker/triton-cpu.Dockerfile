@@ -23,4 +23,4 @@ COPY expectations expectations
 COPY triton_model_repository triton_model_repository
 ENV PATH=/opt/tasks/bin:$PATH TOXIC_WORKSPACE=/workspace TOXIC_TRITON_ENV=/opt/triton PYTHONUNBUFFERED=1
 USER toxic
-CMD ["python", "-m", "tasks.serving.triton", "profile=demo"]
+CMD ["python", "-m", "tasks.serving.triton", "profile=demo", "serving.listen=0.0.0.0"]

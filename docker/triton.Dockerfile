@@ -14,6 +14,6 @@ COPY tasks tasks
 COPY configs configs
 COPY expectations expectations
 COPY triton_model_repository triton_model_repository
-ENV TOXIC_WORKSPACE=/workspace PYTHONUNBUFFERED=1
+ENV PATH=/opt/tasks/bin:$PATH TOXIC_WORKSPACE=/workspace PYTHONUNBUFFERED=1
 USER toxic
-CMD ["/opt/tasks/bin/python", "-m", "tasks.serving.triton", "profile=gpu"]
+CMD ["python", "-m", "tasks.serving.triton", "profile=gpu", "serving.listen=0.0.0.0"]

@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import httpx
 from rich.console import Console
+from rich.markup import escape
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from local import services
@@ -26,6 +27,7 @@ from tasks.errors import StepFailed, UsageError
 
 DAG = "toxicity_weekly"
 POLL_S = 0.7
+PLAIN_PROGRESS_S = 15  # between two lines about the training where no terminal shows it in place
 FINISHED = ("success", "failed")
 STEPS = (
     *("download", "validate_raw", "prepare", "validate_prepared", "train", "evaluate", "register", "gate", "report"),
@@ -67,14 +69,14 @@ class Airflow:
     """Airflow's REST API, as the demo needs it."""
 
     def __init__(self, at: services.Place):
-        self.http = httpx.Client(base_url=at.url("AIRFLOW_PORT"), timeout=30)
+        self.http = httpx.Client(base_url=at.url("AIRFLOW_PORT"), timeout=30, trust_env=False)  # past any proxy
         login = {"username": "admin", "password": at.password}
         token = self.http.post("/auth/token", json=login).raise_for_status().json()["access_token"]
         self.http.headers["Authorization"] = f"Bearer {token}"
 
     # A busy laptop may let the API wait; a refused request is not repeated.
     @retry(
-        retry=retry_if_exception_type(httpx.TransportError), stop=stop_after_delay(60), wait=wait_fixed(1), reraise=True
+        retry=retry_if_exception_type(httpx.TransportError), stop=stop_after_delay(20), wait=wait_fixed(1), reraise=True
     )
     def get(self, path: str, **parameters) -> dict:
         return self.http.get(f"/api/v2{path}", params=parameters).raise_for_status().json()
@@ -152,15 +154,21 @@ def begin(airflow: Airflow, at: services.Place, conf: dict) -> DagRun:
 def follow(airflow: Airflow, run: DagRun) -> str:
     """Prints a line for each task that ends, until the run has ended; returns the run's state."""
     told: dict[str, tuple] = {}
+    plain_at = time.monotonic()
     with console.status("waiting for the scheduler …") as status:
         while True:
             state = airflow.get(run.path)["state"]
             tasks = airflow.tasks(run)
             for name in STEPS:
                 tell(run, tasks[name], told)
-            status.update(doing(run, [tasks[name] for name in STEPS]))
             if state in FINISHED:
                 return state
+            now = doing(run, [tasks[name] for name in STEPS])
+            status.update(escape(now))
+            plain = not console.is_terminal and now.startswith("train")
+            if plain and time.monotonic() > plain_at + PLAIN_PROGRESS_S:
+                console.print(f"    {escape(now)}")
+                plain_at = time.monotonic()
             time.sleep(POLL_S)
 
 
@@ -170,30 +178,31 @@ def tell(run: DagRun, task: dict, told: dict[str, tuple]) -> None:
     if told.get(name) == (state, task["try_number"]):
         return
     told[name] = (state, task["try_number"])
+    result, who = run.result(name), f"{name:18}{task['duration'] or 0:6.1f} s "
     if state == "success":
-        console.print(f"  [green]✓[/] {name:18}{task['duration'] or 0:6.1f} s  {figures(name, run.result(name))}")
-    elif state == "skipped" and run.result(name):  # what follows a skipped task says nothing of its own
-        console.print(f"  [yellow]–[/] {name:18}{task['duration'] or 0:6.1f} s  skipped: {run.result(name)['reason']}")
+        console.print(f"  [green]✓[/] {who} {escape(figures(name, result))}")
+    elif state == "skipped" and result:  # what follows a skipped task says nothing of its own
+        console.print(f"  [yellow]–[/] {who} skipped: {escape(result['reason'])}")
     elif state in ("failed", "up_for_retry"):
         again = ", trying again" if state == "up_for_retry" else ""
-        console.print(f"  [red]✗[/] {name:18}{task['duration'] or 0:6.1f} s  failed{again}: {last_words(run, task)}")
+        console.print(f"  [red]✗[/] {who} failed{again}: {escape(last_words(run, task))}")
     elif state == "awaiting_input":
         console.print(f"  [yellow]?[/] {name:18}waits for you: {run.page}/tasks/review/required_actions")
 
 
 def doing(run: DagRun, tasks: list[dict]) -> str:
     """What happens right now; in training, its own last line."""
-    for task in tasks:
-        if task["state"] == "running":
-            return f"{task['task_id']} … {last_log_line(run)}" if task["task_id"] == "train" else f"{task['task_id']} …"
-    return "waiting for the scheduler …"
+    running = next((task["task_id"] for task in tasks if task["state"] == "running"), None)
+    if running is None:
+        return "waiting for the scheduler …"
+    return f"train … {last_log_line(run)}" if running == "train" else f"{running} …"
 
 
 def last_log_line(run: DagRun) -> str:
+    """The last that the project's own code wrote into the run's log."""
     log = run.at.workspace / "logs" / f"{run.slug}.log"
-    if not log.exists():
-        return ""
-    return services.last_line(log).split(": ", 1)[-1]
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    return next((line.split(": ", 1)[1] for line in reversed(lines) if " tasks." in line and ": " in line), "")
 
 
 def last_words(run: DagRun, task: dict) -> str:
@@ -230,7 +239,7 @@ def figures(step: str, result: dict | None) -> str:
         "train": ("messages", "steps"),
         "register": ("version",),
         "decide": ("decision", "reviewer", "reason"),
-        "stage": ("f1_toxic", "f1_types", "p99_ms"),
+        "stage": ("f1_toxic", "f1_types", "latency_p99_ms"),
         "swap": ("served_version",),
     }.get(step, ())
     shown = {
@@ -247,16 +256,16 @@ def tell_the_end(airflow: Airflow, run: DagRun, state: str) -> None:
     if state == "failed":
         for task in airflow.tasks(run).values():
             if task["state"] == "failed":
-                console.print(f"\n[bold red]{task['task_id']} failed:[/] {last_words(run, task)}")
+                console.print(f"\n[bold red]{task['task_id']} failed:[/] {escape(last_words(run, task))}")
                 console.print(f"Its log: {task_log(run, task)}")
     elif gate is None:
-        download = run.result("download") or {}
-        console.print(f"\n[bold]Nothing to do:[/] {download.get('reason', 'skipped')}. `make demo FORCE=1` retrains.")
+        reason = escape((run.result("download") or {}).get("reason", "skipped"))
+        console.print(f"\n[bold]Nothing to do:[/] {reason}. `make demo FORCE=1` retrains.")
     elif not gate["passed"]:
         console.print("\n[bold yellow]The gate was missed[/]; the service is untouched.")
         for check in gate["checks"]:
             mark = {True: "[green]✓[/]", False: "[red]✗[/]" if check["binds"] else "[yellow]![/]", None: " "}
-            console.print(f"  {mark[check['passed']]} {check['sentence']}")
+            console.print(f"  {mark[check['passed']]} {escape(check['sentence'])}")
 
 
 def tell_where_to_look(run: DagRun) -> None:
@@ -291,7 +300,7 @@ def served_version(at: services.Place) -> int | None:
     text = {"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": ["Hello!"]}
     try:
         url = at.url("TRITON_HTTP_PORT") + "/v2/models/toxic_text/infer"
-        answer = httpx.post(url, json={"inputs": [text]}, timeout=30).raise_for_status().json()
+        answer = httpx.post(url, json={"inputs": [text]}, timeout=30, trust_env=False).raise_for_status().json()
     except httpx.HTTPError:
         return None
     return json.loads(answer["outputs"][0]["data"][0])["version"]
@@ -308,6 +317,9 @@ def main() -> int:
     except (UsageError, StepFailed) as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except httpx.HTTPError as error:
+        print(f"Airflow does not answer any more ({type(error).__name__}): see `make status`", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("The run goes on in Airflow: `make status` shows the services, `make down` stops them.", file=sys.stderr)
         return 130

@@ -123,7 +123,7 @@ def down(at: Place, say: Callable[[str], None] = print) -> None:
         if scheduler:
             main = psutil.Process(scheduler["pid"])
             main.terminate()
-            psutil.wait_procs([main], timeout=3)  # it waits for its running task, which is ended next
+            wait_until_gone([main], 3)  # it waits for its running task, which is ended next
         end(at, marked(at))
         for name in SERVICES:
             at.pid_file(name).unlink(missing_ok=True)
@@ -239,14 +239,14 @@ SERVICES: dict[str, Callable[[Place], Service]] = {
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=5).status_code == 200
+        return httpx.get(url, timeout=5, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
 
 
 def airflow_answers(at: Place, component: str) -> bool:
     try:
-        health = httpx.get(at.url("AIRFLOW_PORT") + "/api/v2/monitor/health", timeout=5).json()
+        health = httpx.get(at.url("AIRFLOW_PORT") + "/api/v2/monitor/health", timeout=5, trust_env=False).json()
     except (httpx.HTTPError, ValueError):
         return False
     return component == "api_server" or health[component]["status"] == "healthy"
@@ -333,7 +333,13 @@ def launch(at: Place, service: Service) -> None:
         process = subprocess.Popen(
             service.command,
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **service.environment, **marks(at, service.name)},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                **past_any_proxy(),
+                **service.environment,
+                **marks(at, service.name),
+            },
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -344,8 +350,15 @@ def launch(at: Place, service: Service) -> None:
 
 
 def marks(at: Place, name: str) -> dict[str, str]:
-    # Processes that set their title would write over the environment that `marked` reads.
+    # SPT_NOENV: processes that set their title would write over the environment that `marked` reads.
     return {"TOXIC_SERVICE": name, "TOXIC_WORKSPACE": str(at.workspace), "SPT_NOENV": "1"}
+
+
+def past_any_proxy() -> dict[str, str]:
+    """The services and the steps talk to each other on loopback, also where a proxy leads to the outside."""
+    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    value = ",".join(filter(None, [known, HOST, "localhost"]))
+    return {"no_proxy": value, "NO_PROXY": value}
 
 
 def wait_until_healthy(at: Place, waiting: list[Service], say: Callable[[str], None]) -> None:
@@ -378,7 +391,7 @@ def alive(at: Place, name: str) -> dict | None:
     try:
         record = files.read_json(at.pid_file(name))
         process = psutil.Process(record["pid"])
-        if process.create_time() == record["created"] and process.status() != psutil.STATUS_ZOMBIE:
+        if process.create_time() == record["created"] and lives(process):
             return record
     except (FileNotFoundError, psutil.NoSuchProcess):
         pass
@@ -391,7 +404,7 @@ def marked(at: Place) -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             environment = process.environ()
-        except psutil.Error:  # another user's, or gone
+        except (psutil.Error, OSError):  # another user's, or gone
             continue
         if "TOXIC_SERVICE" in environment and environment.get("TOXIC_WORKSPACE") == str(at.workspace):
             found.append(process)
@@ -402,11 +415,25 @@ def end(at: Place, processes: list[psutil.Process]) -> None:
     """SIGTERM, a while to clean up, SIGKILL; and once more for what was started meanwhile."""
     for process in processes:
         with_mercy(process.terminate)
-    psutil.wait_procs(processes, timeout=STOP_GRACE_S)
+    wait_until_gone(processes, STOP_GRACE_S)
     left = marked(at)
     for process in left:
         with_mercy(process.kill)
-    psutil.wait_procs(left, timeout=5)
+    wait_until_gone(left, 5)
+
+
+def wait_until_gone(processes: list[psutil.Process], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while any(lives(process) for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def lives(process: psutil.Process) -> bool:
+    # A zombie has ended; the `make demo` that started it may be watching still.
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def with_mercy(signal: Callable[[], None]) -> None:

@@ -55,8 +55,8 @@ def run(config: Config, run: Run) -> dict:
 
 
 def changed(predictions: pl.DataFrame, against: str) -> list[dict]:
-    """Messages whose answer differs between the challenger and the other model: first those whose `toxic` does, the most
-    clear-cut first.
+    """Messages whose answer differs between the challenger and the other model: first those whose `toxic`
+    does, the most clear-cut first.
 
     Each as {text, language, truth, before, after, better, score}; `better` is None where the truth agrees with neither
     or both of the two in `toxic`.

@@ -3,7 +3,7 @@
     python -m tasks.serving.triton [--by-hand] [hydra.override=value …]
 
 becomes the live server of the workspace. With --by-hand it serves a model.onnx that a person has copied to
-triton_model_repository/toxic_classificator/1/, as long as no version was put into service by `swap`.
+triton_model_repository/toxic_classificator/1/, until that file is taken away again.
 """
 
 import logging
@@ -270,8 +270,10 @@ def main(arguments: list[str]) -> int:
     copied = repository.TEMPLATES / repository.CLASSIFIER / "1"
     try:
         _, config, _ = open_run("serve", overrides)
-        committed = repository.served(repository.live(config))
-        if "--by-hand" in arguments and committed is None and (copied / "model.onnx").is_file():
+        if "--by-hand" in arguments and (copied / "model.onnx").is_file():
+            log.warning(
+                "serving %s, copied in by hand; without it: what the last swap committed", copied / "model.onnx"
+            )
             _, config, _ = open_run("serve", ["serving=onnx", *overrides])
             serve_by_hand(config, copied)
         serve(config)

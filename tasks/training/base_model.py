@@ -69,29 +69,16 @@ def make_tiny(model: Model, seed: int, folder: Path) -> None:
 
 
 def make_tokenizer(vocab_size: int, seed: int):
-    """A tokenizer with Qwen2's special tokens, trained on generated messages."""
+    """Qwen2's own tokenizer (byte-level BPE), its merges learnt from generated messages."""
     import polars as pl
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+    from transformers import Qwen2Tokenizer
 
     from tasks.data import sample
     from tasks.text import clean
 
     with tempfile.TemporaryDirectory() as raw:
         sample.write(Path(raw), TOKENIZER_ROWS, TOKENIZER_ROWS, label_noise=0.0, seed=seed)
-        english = pl.read_csv(Path(raw) / "jigsaw-toxic-comment-train.csv")["comment_text"].to_list()
-        russian = pl.read_csv(Path(raw) / "labeled.csv")["comment"].to_list()
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator((clean(text) for text in english + russian if text), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>", padding_side="right"
-    )
+        english = pl.read_csv(Path(raw) / sample.JIGSAW_FILE)["comment_text"].to_list()
+        russian = pl.read_csv(Path(raw) / sample.RUSSIAN_FILE)["comment"].to_list()
+    texts = (clean(text) for text in english + russian if text)
+    return Qwen2Tokenizer().train_new_from_iterator(texts, vocab_size, show_progress=False)
