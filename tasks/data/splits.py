@@ -7,8 +7,8 @@ import polars as pl
 from tasks.errors import UsageError
 
 
-def read(workspace: Path, split: str) -> pl.DataFrame:
-    """Rows of `train`, `val` or `test`: id, text, language, source and the six labels (null where unknown).
+def require(workspace: Path, split: str = "train") -> Path:
+    """The file of a split.
 
     Raises:
         UsageError: nothing is prepared.
@@ -16,4 +16,13 @@ def read(workspace: Path, split: str) -> pl.DataFrame:
     file = workspace / "data" / "processed" / f"{split}.parquet"
     if not file.is_file():
         raise UsageError(f"{file} does not exist: run `python commands.py download` and `python commands.py prepare`")
-    return pl.read_parquet(file)
+    return file
+
+
+def read(workspace: Path, split: str) -> pl.DataFrame:
+    """Rows of `train`, `val` or `test`: id, text, language, source and the six labels (null where unknown).
+
+    Raises:
+        UsageError: nothing is prepared.
+    """
+    return pl.read_parquet(require(workspace, split))

@@ -16,13 +16,18 @@ TOKENIZER_ROWS = 2000  # generated messages per language that the tiny model's t
 
 
 def resolve(model: Model, seed: int, workspace: Path) -> str:
-    """What `from_pretrained` takes: a folder's path or a hub name. Makes the tiny model where it is not made yet."""
+    """The folder of the base model. A hub name is downloaded into the hub's cache; the tiny model is made once.
+
+    Raises:
+        UsageError: there is no such folder, or the hub neither has it nor answers.
+    """
     if model.architecture is None:
-        looks_like_a_path = model.name.startswith((".", "/", "~"))
+        if not model.name.startswith((".", "/", "~")):
+            return from_hub(model.name)
         folder = Path(model.name).expanduser()
-        if looks_like_a_path and not (folder / "config.json").is_file():
+        if not (folder / "config.json").is_file():
             raise UsageError(f"model.name={model.name}: no such folder with a config.json")
-        return str(folder) if looks_like_a_path else model.name
+        return str(folder)
     recipe = json.dumps([model.architecture.model_dump(), seed], sort_keys=True)
     name = f"{model.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     folder = workspace / "models" / "cache" / name
@@ -33,18 +38,24 @@ def resolve(model: Model, seed: int, workspace: Path) -> str:
     return str(folder)
 
 
+def from_hub(name: str) -> str:
+    from httpx import HTTPError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors"])
+    except (OSError, ValueError, HTTPError, HfHubHTTPError) as error:
+        raise UsageError(
+            f"model.name={name} is neither in the local cache nor to be had from the Hugging Face hub "
+            f"({type(error).__name__}): check the name and the network, or name a folder that holds the model"
+        ) from None
+
+
 def content_hash(base: str) -> str:
-    """SHA-256 over the base's weight files, so that an adapter is never merged onto another base than its own.
-
-    `base` is what `resolve` returned; a hub name is looked up in the local cache, where training has put it.
-    """
-    folder = Path(base)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(base, local_files_only=True))
+    """SHA-256 over the base's weight files, so that an adapter is never merged onto another base than its own."""
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(Path(base).glob("*.safetensors")):
         digest.update(files.sha256(file).encode())
     return digest.hexdigest()
 

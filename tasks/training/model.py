@@ -32,7 +32,7 @@ def load_base(config: Model, base: str, seed: int, quantised: bool):
     """The base with a fresh head of six logits.
 
     Args:
-        base: a folder or hub name, from base_model.resolve.
+        base: a folder, from base_model.resolve.
         seed: of the head's initial weights.
         quantised: NF4 with double quantisation (the head stays as it is), else plain `compute_dtype` weights.
     """

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tasks import files
 from tasks.config import Config
+from tasks.data import splits
 from tasks.promotion import registry
 from tasks.run import Run
 from tasks.training import base_model, checkpoint
@@ -24,6 +25,7 @@ def run(config: Config, run: Run) -> dict:
     from tasks.training import data, model, module
 
     files.require_free_disk(config.workspace, config.disk.min_free_gib)
+    splits.require(config.workspace)
     base = base_model.resolve(config.model, config.seed, config.workspace)
     tokenizer = model.load_tokenizer(base)
     batches = data.ToxicData(

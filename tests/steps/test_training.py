@@ -15,6 +15,7 @@ import torch
 
 from tasks import config as configuration
 from tasks import files, metrics
+from tasks.errors import UsageError
 from tasks.labels import LABELS
 from tasks.training import base_model, baseline, behaviour, checkpoint, data, model, module
 
@@ -74,6 +75,15 @@ def test_the_tiny_base_is_the_same_for_the_same_seed(config, base, tmp_path):
     other = base_model.resolve(config.model, config.seed + 1, tmp_path)
     assert base_model.content_hash(again) == base_model.content_hash(base) != base_model.content_hash(other)
     assert files.sha256(Path(again) / "tokenizer.json") == files.sha256(Path(base) / "tokenizer.json")
+
+
+def test_a_model_that_can_not_be_had_is_named(config, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name, words in (("nobody/no-such-model", "neither in the local cache nor"), ("./nowhere", "no such folder")):
+        with pytest.raises(UsageError, match=f"model.name={name}.*{words}"):
+            base_model.resolve(
+                config.model.model_copy(update={"architecture": None, "name": name}), 0, config.workspace
+            )
 
 
 def test_the_base_is_four_bit_and_the_head_is_trained_in_full(quantised):

@@ -31,6 +31,12 @@ def call(tmp_path, *arguments, **environment):
         (["train", "--no-such-flag=1"], "train has no --no-such-flag"),
         (["train", "--config-path=nowhere"], "nowhere/config.yaml does not exist"),
         (["train", "profile=demo", "disk.min_free_gib=0"], "train.parquet does not exist: run `python commands.py"),
+        (["train", "model=qwen", "disk.min_free_gib=0"], "train.parquet does not exist: run `python commands.py"),
+        (
+            "train --config-path configs --config-name config training.num_train_epochs=5 "
+            "training.per_device_train_batch_size=2 disk.min_free_gib=0".split(),
+            "train.parquet does not exist",
+        ),
         (["gate"], "has no result of evaluate: run `python commands.py evaluate` first"),
         (["predict"], "--text"),
         (["predict", "--text=hello", "--checkpoint=nowhere"], "nowhere is not a checkpoint"),
