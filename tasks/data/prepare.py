@@ -6,17 +6,15 @@ import logging
 import polars as pl
 
 from tasks import files
-from tasks.config import Config, Data, Source
-from tasks.data import sources, versions
-from tasks.errors import StepFailed, UsageError
+from tasks.config import Config, Data
+from tasks.data import schemas, versions
+from tasks.errors import StepFailed
 from tasks.labels import LABELS, TYPES
 from tasks.run import Run
 from tasks.text import clean
 
 log = logging.getLogger(__name__)
 
-TEXT_COLUMN = {"jigsaw": "comment_text", "russian": "comment"}
-LABEL_COLUMNS = {"jigsaw": LABELS, "russian": ("toxic",)}
 SPLITS = ("train", "val", "test")
 
 
@@ -29,7 +27,7 @@ def run(config: Config, run: Run) -> dict:
     Raises:
         StepFailed: fewer than `data.min_rows` messages are left, or a raw file is not what its schema says.
     """
-    raw = pl.concat([read(source, config) for source in config.data.sources])
+    raw = pl.concat([schemas.read(source, config) for source in config.data.sources])
     tidy = cleaned(raw, config.data.max_chars)
     agreed = without_conflicts(tidy)
     unique = deduplicated(agreed)
@@ -58,28 +56,6 @@ def run(config: Config, run: Run) -> dict:
         "natural_toxic_share": dict(unique.group_by("language", maintain_order=True).agg(pl.mean("toxic")).rows()),
         "data_version": versions.version(config.workspace, folder),
     }
-
-
-def read(source: Source, config: Config) -> pl.DataFrame:
-    """A raw file in the project's columns: text, language, source and the six labels, null where unknown."""
-    path = config.workspace / "data" / "raw" / source.file
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist: run `python commands.py download` first")
-    frame, known = sources.read(path), LABEL_COLUMNS[source.schema_]
-    missing = {TEXT_COLUMN[source.schema_], *known} - set(frame.columns)
-    if missing:
-        raise StepFailed(f"{path} has no column {', '.join(sorted(missing))}: it is not in schema {source.schema_}")
-    labels = frame.select(pl.col(known).cast(pl.Float64, strict=False))
-    for name in known:
-        wrong = frame.with_row_index("row", 1).filter(~labels[name].is_in([0.0, 1.0]).fill_null(False))
-        if wrong.height:
-            raise StepFailed(f"{path} row {wrong['row'][0]}: {name} is {wrong[name][0]!r}, neither 0 nor 1")
-    return frame.select(
-        pl.col(TEXT_COLUMN[source.schema_]).fill_null("").alias("text"),
-        pl.lit(source.language).alias("language"),
-        pl.lit(source.file).alias("source"),
-        *(labels[name].cast(pl.Int8) if name in known else pl.lit(None, pl.Int8).alias(name) for name in LABELS),
-    )
 
 
 def cleaned(raw: pl.DataFrame, max_chars: int) -> pl.DataFrame:

@@ -1,4 +1,11 @@
+import shutil
+
 import pytest
+from raw_data import SMALL
+
+from tasks import config as configuration
+from tasks.data import sample
+from tasks.run import find
 
 
 @pytest.fixture
@@ -9,3 +16,19 @@ def workspace(tmp_path, monkeypatch):
     for name in ("TOXIC_RUN_ID", "TOXIC_OVERRIDES"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def kaggle_files(tmp_path_factory):
+    """Both files, as Kaggle names them."""
+    folder = tmp_path_factory.mktemp("kaggle")
+    sample.write(folder, 500, 500, label_noise=0.02, seed=1)
+    return folder
+
+
+@pytest.fixture
+def raw(workspace, kaggle_files):
+    """A workspace with raw data in place: (config, run, folder)."""
+    folder = workspace / "data" / "raw"
+    shutil.copytree(kaggle_files, folder)
+    return configuration.load(SMALL), find(workspace, "a-run"), folder

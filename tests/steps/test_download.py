@@ -1,67 +1,21 @@
-"""Download, validation, preparation and versions for real: files, DVC, Great Expectations and a registry in SQLite.
-
-Only Kaggle itself is played, by a server behind Kaggle's own client.
-"""
+"""Sources and download for real: archives, DVC and a registry in SQLite; only Kaggle itself is played, by a server
+behind Kaggle's own client."""
 
 import gzip
-import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
-import polars as pl
 import pytest
+from raw_data import SMALL, dvc_file, from_folder
 
 from tasks import config as configuration
 from tasks import files
-from tasks.data import download, prepare, sample, sources, validate, versions
+from tasks.data import download, sample, sources
 from tasks.errors import Skip, StepFailed, UsageError
 from tasks.promotion import registry
-from tasks.run import find
 from tasks.step import execute
-
-SMALL = [
-    "profile=demo",
-    "data.sample.english_rows=500",
-    "data.sample.russian_rows=500",
-    "data.min_rows=500",
-    "disk.min_free_gib=0",
-]
-
-
-@pytest.fixture(scope="module")
-def kaggle_files(tmp_path_factory):
-    """Both files, as Kaggle names them."""
-    folder = tmp_path_factory.mktemp("kaggle")
-    sample.write(folder, 500, 500, label_noise=0.02, seed=1)
-    return folder
-
-
-@pytest.fixture
-def raw(workspace, kaggle_files):
-    """A workspace with raw data in place: (config, run, folder)."""
-    folder = workspace / "data" / "raw"
-    shutil.copytree(kaggle_files, folder)
-    return configuration.load(SMALL), find(workspace, "a-run"), folder
-
-
-def from_folder(folder, **values):
-    overrides = ["data=folder", f"data.folder={folder}", *(f"{key}={value}" for key, value in values.items())]
-    return configuration.load(["profile=demo", *overrides])
-
-
-def rewrite(path, change):
-    """Changes a CSV file: `change` gets and returns a frame of strings."""
-    change(sources.read(path)).write_csv(path)
-
-
-# Sources -------------------------------------------------------------------------------------------------------------
 
 
 def packed_plain(source, folder):
@@ -293,165 +247,3 @@ def test_two_sources_cannot_have_the_same_file(workspace):
     twice = "{kind: sample, name: sample, file: labeled.csv, schema: russian, language: ru}"
     with pytest.raises(UsageError, match="each file needs a name of its own"):
         execute("download", download.run, [*SMALL, f"data.sources=[{twice},{twice}]"])
-
-
-# Validation ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_good_sample_passes_both_stages(raw):
-    config, run, _ = raw
-    found = validate.run(config, run, "raw")
-    assert found["passed"] and found["warnings"] == 0
-    assert {verdict["suite"] for verdict in found["expectations"]} == {"jigsaw", "russian"}
-    prepare.run(config, run)
-    found = validate.run(config, run, "prepared")
-    assert found["passed"] and found["warnings"] == 0
-    assert files.read_json(run.folder / "validation_prepared.json") == found
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (lambda rows: rows.drop("threat"), "expect_table_columns_to_match_set"),
-        (lambda rows: rows.head(100), "expect_table_row_count_to_be_between found 100, expected is min_value 500"),
-        (lambda rows: rows.with_columns(insult=pl.lit("2")), "expect_column_values_to_be_in_set of insult"),
-        (lambda rows: rows.with_columns(toxic=pl.lit(None)), "expect_column_values_to_not_be_null of toxic"),
-        (lambda rows: rows.with_columns(toxic=pl.lit("1")), "expect_column_mean_to_be_between of toxic found 1.0"),
-        (lambda rows: rows.with_columns(comment_text=pl.lit("same")), "proportion_of_unique_values"),
-    ],
-)
-def test_broken_raw_data_stops_and_says_where(raw, change, message):
-    config, run, folder = raw
-    rewrite(folder / sample.JIGSAW_FILE, change)
-    with pytest.raises(StepFailed, match=f"{sample.JIGSAW_FILE}: .*{message}"):
-        validate.run(config, run, "raw")
-
-
-def test_failing_rows_are_named_by_their_id_or_number(raw):
-    config, run, folder = raw
-    ids = sources.read(folder / sample.JIGSAW_FILE)["id"]
-    broken = pl.int_range(pl.len()).is_in([7, 9])
-    for name in (sample.JIGSAW_FILE, sample.RUSSIAN_FILE):
-        toxic = pl.when(broken).then(pl.lit("yes")).otherwise("toxic").alias("toxic")
-        rewrite(folder / name, lambda rows: rows.with_columns(toxic))
-    with pytest.raises(StepFailed, match=f"2 of 500 values fail, such as 'yes' .rows {ids[7]}, {ids[9]}."):
-        validate.run(config, run, "raw")
-    kept = files.read_json(run.folder / "validation_raw.json")
-    failed = [v for v in kept["expectations"] if not v["success"] and v["expectation"].endswith("be_in_set")]
-    assert not kept["passed"]
-    assert [(v["suite"], v["rows"]) for v in failed] == [("jigsaw", [ids[7], ids[9]]), ("russian", [8, 10])]
-
-
-def test_a_warning_is_counted_and_does_not_stop(raw):
-    config, run, folder = raw
-    rewrite(
-        folder / sample.JIGSAW_FILE, lambda rows: rows.with_columns(id=rows["id"].shift(1, fill_value=rows["id"][0]))
-    )
-    found = validate.run(config, run, "raw")
-    assert found["passed"] and found["warnings"] == 1
-    (failed,) = [verdict for verdict in found["expectations"] if not verdict["success"]]
-    assert (failed["column"], failed["severity"]) == ("id", "warning")
-
-
-def test_a_message_in_two_splits_stops(raw):
-    config, run, _ = raw
-    prepare.run(config, run)
-    processed = config.workspace / "data" / "processed"
-    train, test = (pl.read_parquet(processed / f"{split}.parquet") for split in ("train", "test"))
-    pl.concat([train, test.head(1)]).write_parquet(processed / "train.parquet")
-    with pytest.raises(StepFailed, match=f"expect_column_values_to_be_unique of id.*{test['id'][0]}"):
-        validate.run(config, run, "prepared")
-
-
-def test_a_suite_that_was_edited_wrongly_is_named(raw, tmp_path, monkeypatch):
-    config, run, _ = raw
-    shutil.copytree(validate.SUITES, tmp_path / "suites")
-    monkeypatch.setattr(validate, "SUITES", tmp_path / "suites")
-    for content in ("{", '{"name": "jigsaw", "meta": {"row_id": "id"}, "expectations": [{"type": "expect_magic"}]}'):
-        (tmp_path / "suites" / "jigsaw.json").write_text(content)
-        with pytest.raises(UsageError, match="jigsaw.json is not a suite of Great Expectations"):
-            validate.run(config, run, "raw")
-
-
-# Preparation and versions --------------------------------------------------------------------------------------------
-
-
-def test_prepare_accounts_for_every_row_and_is_repeatable(raw):
-    config, run, _ = raw
-    found = prepare.run(config, run)
-    splits = {split: pl.read_parquet(config.workspace / f"data/processed/{split}.parquet") for split in prepare.SPLITS}
-    assert {split: found[split] for split in splits} == {split: frame.height for split, frame in splits.items()}
-    assert sum(found[split] for split in splits) + sum(found["dropped"].values()) == 1000
-    assert min(found["dropped"][reason] for reason in ("empty", "duplicate", "conflicting")) > 0
-    train = splits["train"]
-    assert found["labels"]["train"]["en"]["obscene"] == train["obscene"].sum()
-    assert found["labels"]["train"]["ru"]["rows"] == train.filter(language="ru").height
-    assert train.filter(language="ru").select(pl.col("insult").is_null().all()).item()
-    assert train.filter(language="en").select(pl.col("insult").is_not_null().all()).item()
-    assert prepare.run(config, run)["data_version"] == found["data_version"]
-
-
-def test_prepare_stops_when_too_little_is_left(raw):
-    config, run, _ = raw
-    config.data.min_rows = 1000
-    with pytest.raises(StepFailed, match=r"messages are left of 1000 raw rows .* data.min_rows asks for 1000"):
-        prepare.run(config, run)
-    assert not (config.workspace / "data" / "processed").exists()
-
-
-def test_prepare_without_a_download_names_the_command(workspace):
-    with pytest.raises(UsageError, match="run `python commands.py download` first"):
-        prepare.run(configuration.load(SMALL), find(workspace, "a-run"))
-
-
-def dvc_file(store, version):
-    return store / "files" / "md5" / version[:2] / version[2:]
-
-
-def test_a_version_names_the_content_and_is_in_the_remote(workspace):
-    folder = workspace / "models" / "final"
-    folder.mkdir(parents=True)
-    (folder / "weights").write_text("one")
-    first = versions.version(workspace, folder)
-    (folder / "weights").write_text("two")
-    second = versions.version(workspace, folder)
-    (folder / "weights").write_text("one")
-    assert versions.version(workspace, folder) == first != second
-    for version in (first, second):
-        (entry,) = json.loads(dvc_file(workspace / "dvc-remote", version).read_text())
-        assert dvc_file(workspace / "dvc-remote", entry["md5"]).is_file()
-
-
-def test_a_killed_dvc_does_not_block_the_next_one(workspace):
-    """Its lock is gone with it; what it wrote about itself is not, and its process id may be somebody else's by now."""
-    folder = workspace / "data" / "raw"
-    folder.mkdir(parents=True)
-    (folder / "a.csv").write_text("1")
-    first = versions.version(workspace, folder)
-    script = f"""
-from pathlib import Path
-from tasks.data import versions
-with versions.alone(Path({str(workspace)!r})):
-    print("locked", flush=True)
-    input()
-"""
-    root = Path(__file__).parents[2]
-    holder = subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root
-    )
-    assert holder.stdout.readline() == "locked\n"
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
-    busy = {"write": {str(folder): {"pid": os.getppid(), "cmd": "dvc add"}}, "read": {}}
-    for left_over in (json.dumps(busy), '{"write": {'):
-        (workspace / ".dvc" / "tmp" / "rwlock").write_text(left_over)
-        assert versions.version(workspace, folder) == first
-
-
-def test_a_remote_that_does_not_take_it_is_named(workspace):
-    folder = workspace / "data" / "raw"
-    folder.mkdir(parents=True)
-    (folder / "a.csv").write_text("1")
-    (workspace / "dvc-remote").write_text("not a folder")
-    with pytest.raises(StepFailed, match="DVC could not keep a version of .*data/raw"):
-        versions.version(workspace, folder)
