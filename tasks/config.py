@@ -5,11 +5,12 @@ The YAML files explain each knob beside its value; here stand only their names, 
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tasks.errors import UsageError
+from tasks.labels import LABELS
 
 Share = Field(gt=0, lt=1)
 Score = Field(ge=0, le=1)
@@ -89,6 +90,30 @@ class Data(Section):
     max_chars: int = Field(ge=1)
     split: Split
     sample: Sample | None
+
+
+def rising(band):
+    if not 0 <= band[0] < band[1] <= 1:
+        raise ValueError(f"a band is two shares between 0 and 1, the lower one first, not {list(band)}")
+    return band
+
+
+Band = Annotated[tuple[float, float], AfterValidator(rising)]
+
+
+class Drift(Section):
+    label: float = Score
+    broken_label: float = Score
+    mix: float = Score
+    length: float = Field(gt=0)
+
+
+class Validation(Section):
+    shares: dict[str, dict[Literal[LABELS], Band]]
+    toxic_share: Band
+    min_share_of_last_rows: float = Score
+    split_tolerance: float = Score
+    drift: Drift
 
 
 class Lora(Section):
@@ -185,6 +210,7 @@ class Config(Section):
     release: Release
     model: Model
     data: Data
+    validation: Validation
     training: Training
     gate: Gate
     serving: Serving

@@ -80,8 +80,13 @@ def new_id() -> str:
 
 def newest(workspace: Path) -> Run | None:
     """The run that was opened last, or None in a fresh workspace."""
-    opened = [(files.read_json(file)["created_at"], file.parent) for file in workspace.glob("runs/*/run.json")]
-    return Run(max(opened)[1].name, max(opened)[1]) if opened else None
+    return next(iter(opened(workspace)), None)
+
+
+def opened(workspace: Path) -> list[Run]:
+    """All runs that are kept, the newest first."""
+    found = [(files.read_json(file)["created_at"], file.parent) for file in workspace.glob("runs/*/run.json")]
+    return [Run(folder.name, folder) for _, folder in sorted(found, reverse=True)]
 
 
 def find(workspace: Path, run_id: str) -> Run:

@@ -1,0 +1,149 @@
+"""What the suites judge: a lean table per file, measured once by Polars.
+
+Great Expectations works on pandas, where two million messages take minutes and gigabytes. It gets a row for every row
+of the file, with the columns that its suite asks about and, in place of the text, what stands below. A column that no
+expectation looks into is there by its name alone; an editor who adds an expectation of it thereby brings it in.
+
+text_chars           characters of the message without outer spaces; null where there is no message
+copy                 the message occurs before, in whatever case
+conflict             the message occurs again with another value of `toxic`
+script               cyrillic (at least one such letter), latin, or neither
+mojibake             UTF-8 that was read as Latin-1
+type_without_toxic   a type is set and `toxic` is not
+age_days             feedback only: days since `decided_at`, negative for the future; null where it is no date
+set_aside            feedback only: `download` found the row to break a rule, and nothing is made of it
+in_train … in_test   prepared only: the row is in that split
+in_two_splits        prepared only: the message is in another split too, in whatever case
+"""
+
+from datetime import datetime, timezone
+from pathlib import Path
+
+import polars as pl
+
+from tasks.config import Source
+from tasks.data import schemas
+from tasks.errors import StepFailed, UsageError
+from tasks.labels import LABELS, TYPES
+
+SPLITS = ("train", "val", "test")
+SCRIPTS = pl.Enum(["cyrillic", "latin", "neither"])
+MOJIBAKE = "Ã[\u0080-¿]|â€|Ð[\u0080-¿]"
+
+
+def raw(source: Source, path: Path, wanted: set[str]):
+    """The measures of a raw file and its columns `wanted`, in pandas, with the row's number, from 1, as its index.
+
+    Labels are numbers, 0 and 1 by the source's threshold where it has one; what is not a number stays text, so that a
+    verdict can show it. A source of schema `messages` has the project's names for its columns.
+
+    Raises:
+        UsageError: the file has not been downloaded.
+        StepFailed: it is not a CSV file in UTF-8.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist: run `python commands.py download` first")
+    lazy, text = pl.scan_csv(path, infer_schema=False), schemas.TEXT_COLUMN[source.schema_]
+    try:
+        return measured(lazy, text, wanted)
+    except pl.exceptions.PolarsError as error:
+        raise StepFailed(f"{path} is not a CSV file in UTF-8: {str(error).splitlines()[0]}") from None
+
+
+def prepared(paths: list[Path], wanted: set[str]):
+    """The same of the three splits together, the split's name as a column.
+
+    Raises:
+        UsageError: a split is not there.
+    """
+    for path in paths:
+        if not path.is_file():
+            raise UsageError(f"{path} does not exist: run `python commands.py prepare` first")
+    splits = [pl.scan_parquet(path).with_columns(split=pl.lit(path.stem)) for path in paths]
+    return measured(pl.concat(splits), "text", wanted | {"split", "language"})
+
+
+def measured(lazy: pl.LazyFrame, text: str, wanted: set[str], threshold: float | None = None):
+    names = lazy.collect_schema().names()
+    labels = [label for label in LABELS if label in names]
+    # Streamed, so that only a part of the texts is in memory at a time.
+    frame = lazy.select(
+        *(name for name in names if name in wanted and name not in labels),
+        *(number(label, threshold) for label in labels),
+        *(is_text(label) for label in labels),
+        *(of_text(pl.col(text)) if text in names else ()),
+        *(of_feedback() if {"decided_at", "problem"} <= set(names) else ()),
+    ).collect(engine="streaming")
+    if text in names:
+        frame = frame.with_columns(**among_rows(frame))
+    if "toxic" in labels:
+        types = [pl.col(label) > 0 for label in labels if label in TYPES] or [pl.lit(False)]
+        some_type = pl.any_horizontal(types).fill_null(False)
+        frame = frame.with_columns(type_without_toxic=some_type & (pl.col("toxic") == 0).fill_null(False))
+    if "split" in names:
+        frame = frame.with_columns((pl.col("split") == split).alias(f"in_{split}") for split in SPLITS)
+    return in_pandas(frame, lazy, labels, [name for name in names if name not in frame.columns])
+
+
+def number(label: str, threshold: float | None) -> pl.Expr:
+    found = pl.col(label).cast(pl.Float32, strict=False)
+    if threshold is None:
+        return found
+    return pl.when(found.is_between(0, 1)).then((found >= threshold).cast(pl.Float32)).otherwise(found)
+
+
+def is_text(label: str) -> pl.Expr:
+    return (number(label, None).is_null() & pl.col(label).is_not_null()).alias(f"{label}_is_text")
+
+
+def of_text(text: pl.Expr) -> list[pl.Expr]:
+    message = text.str.strip_chars()
+    some = message.str.len_chars() > 0
+    script = (
+        pl.when(message.str.contains("[А-Яа-яЁё]"))
+        .then(pl.lit("cyrillic", SCRIPTS))
+        .when(message.str.contains("[A-Za-z]"))
+        .then(pl.lit("latin", SCRIPTS))
+        .otherwise(pl.lit("neither", SCRIPTS))
+    )
+    return [
+        pl.when(some).then(message.str.len_chars()).alias("text_chars"),
+        pl.when(some).then(message.str.to_lowercase().hash()).alias("key"),
+        pl.when(some).then(script).alias("script"),
+        message.str.contains(MOJIBAKE).fill_null(False).alias("mojibake"),
+    ]
+
+
+def of_feedback() -> list[pl.Expr]:
+    day = pl.col("decided_at").str.strip_chars().str.head(10).str.to_date("%Y-%m-%d", strict=False)
+    return [
+        (pl.lit(datetime.now(timezone.utc).date()) - day).dt.total_days().alias("age_days"),
+        (pl.col("problem").fill_null("") != "").alias("set_aside"),
+    ]
+
+
+def among_rows(frame: pl.DataFrame) -> dict[str, pl.Expr | pl.Series]:
+    """What takes all rows to tell; most messages occur once, and are left alone."""
+    repeated = frame.filter(pl.col("key").is_not_null() & pl.col("key").is_duplicated())
+    found = {"copy": pl.col("key").is_not_null() & ~pl.col("key").is_first_distinct()}
+    for name, column in (("conflict", "toxic"), ("in_two_splits", "split")):
+        if column in frame.columns:
+            several = repeated.group_by("key").agg(pl.n_unique(column)).filter(pl.col(column) > 1)["key"]
+            found[name] = pl.col("key").is_in(several.implode()).fill_null(False)
+    return found
+
+
+def in_pandas(frame: pl.DataFrame, lazy: pl.LazyFrame, labels: list[str], by_name: list[str]):
+    import pandas as pd
+    import pyarrow as pa
+
+    result = frame.select(pl.exclude("key", "^.*_is_text$")).to_pandas()
+    for label in labels:
+        if frame[f"{label}_is_text"].any():
+            as_read = lazy.select(label).collect()[label].to_pandas()
+            result[label] = result[label].astype(object).where(~frame[f"{label}_is_text"].to_pandas(), as_read)
+    nothing = pd.arrays.ArrowExtensionArray(pa.chunked_array([pa.nulls(frame.height)]))
+    for name in by_name:
+        result[name] = nothing
+    result.index = pd.RangeIndex(1, frame.height + 1, name="row")
+    return result

@@ -1,0 +1,52 @@
+"""Write validation.html: what the suites found in a run's data, on one page that loads nothing from anywhere."""
+
+from pathlib import Path
+
+from tasks import files
+from tasks.config import Config
+from tasks.run import Run
+
+TEMPLATE = Path(__file__).with_name("validation.html.j2")
+STAGES = {"raw": "Raw files", "prepared": "Prepared splits"}
+
+
+def write(config: Config, run: Run) -> Path:
+    """Renders what has been validated so far in this run, and returns the page's path."""
+    from jinja2 import Environment, StrictUndefined
+
+    # validate imports this module
+    from tasks.data.validate import failed, limits_in_words
+
+    stages = {
+        title: files.read_json(run.folder / f"validation_{stage}.json")
+        for stage, title in STAGES.items()
+        if (run.folder / f"validation_{stage}.json").exists()
+    }
+    verdicts = [verdict for result in stages.values() for verdict in result["expectations"]]
+    distances = [row for result in stages.values() for row in result["drift"]]
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"limits": limits_in_words, "number": number, "things": things}
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        run_id=run.id,
+        stages=stages,
+        **{severity: failed(verdicts, severity) for severity in ("critical", "warning", "info")},
+        distances=distances,
+        limits={kind: getattr(config.validation.drift, kind) for kind in ("label", "mix", "length")},
+        champion_run=next((result["champion_run"] for result in stages.values() if result["champion_run"]), None),
+        prepared=run.result("prepare") if run.has("prepare") else None,
+    )
+    target = run.folder / "validation.html"
+    files.write_text(target, page)
+    return target
+
+
+def number(value) -> str:
+    """A figure as people read it: 159,571; 0.0958; anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def things(count: int, thing: str) -> str:
+    """`1 warning`, `2 warnings`."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
