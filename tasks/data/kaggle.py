@@ -49,7 +49,7 @@ def require_account(sources: list[Source]) -> None:
     """Raises UsageError where a source is Kaggle's and no credentials are to be found where the client looks."""
     asked = [f"{source.kind} {source.name}" for source in sources if source.kind in KINDS]
     if asked and not credentials():
-        raise UsageError(f"{', '.join(dict.fromkeys(asked))}: Kaggle needs an account. {HOW_TO_LOG_IN}")
+        raise UsageError(f"{', '.join(dict.fromkeys(asked))}: Kaggle needs an account: {HOW_TO_LOG_IN}")
 
 
 def state(source: Source, knobs: Kaggle) -> dict:
@@ -301,7 +301,7 @@ def credentials() -> list[str]:
     found = []
     token = os.environ.get("KAGGLE_API_TOKEN", "")
     if token:
-        found.append(Path(token).read_text().strip() if len(token) < 4096 and Path(token).is_file() else token)
+        found.append(Path(token).read_text().strip() if os.path.isfile(token) else token)
     if os.environ.get("KAGGLE_USERNAME") and os.environ.get("KAGGLE_KEY"):
         found.append(os.environ["KAGGLE_KEY"])
     folders = [Path(folder).expanduser() for folder in (os.environ.get("KAGGLE_CONFIG_DIR"), "~/.kaggle") if folder]

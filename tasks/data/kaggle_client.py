@@ -149,6 +149,8 @@ def described(error: BaseException) -> dict:
         return {"kind": "credentials", "message": message}
     if isinstance(error, (requests.exceptions.ChunkedEncodingError, WrongSize)):
         return {"kind": "cut", "message": message}
+    if isinstance(error, json.JSONDecodeError):
+        return {"kind": "network", "message": f"something else answered in its place ({message})"}
     if isinstance(error, requests.exceptions.RequestException):
         return {"kind": "network", "message": message}
     if isinstance(error, OSError) and error.errno in DISK_FULL:

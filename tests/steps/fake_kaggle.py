@@ -26,6 +26,7 @@ class FakeKaggle(ThreadingHTTPServer):
         self.fail = {}  # method → list of (status, headers) for its next calls; the last one stays
         self.cuts = []  # after how many bytes the next downloads break off; None for one that does not
         self.damaged = False  # the bytes on the wire differ from the MD5 that is sent
+        self.portal = False  # every call is answered with a web page, as the login page of a network does
         self.pause = {}  # method → seconds before it answers; "file": in the middle of a download
         self.calls = []  # names of the methods called, "file" for a download
         self.ranges = []  # Range header of each download
@@ -50,6 +51,8 @@ class Handler(BaseHTTPRequestHandler):
         kaggle = self.server
         kaggle.calls.append(method)
         time.sleep(kaggle.pause.get(method, 0))
+        if kaggle.portal and method != "IntrospectToken":
+            return self.answer(200, None, (), b"<html>Log in</html>")
         if failures := kaggle.fail.get(method):
             status, headers = failures.pop(0) if len(failures) > 1 else failures[0]
             if status:
@@ -99,12 +102,12 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data[half:cut])
         self.close_connection = cut is not None
 
-    def answer(self, status, body, headers=()):
-        content = b"" if body is None else json.dumps(body).encode()
+    def answer(self, status, body, headers=(), page=None):
+        content = page or (b"" if body is None else json.dumps(body).encode())
         self.send_response(status)
         for name, value in dict(headers).items():
             self.send_header(name, value)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", "text/html" if page else "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)

@@ -214,7 +214,7 @@ def wait_for(condition):
 @pytest.mark.parametrize("overrides", [COMPETITION, DATA_SET], ids=["competition", "data set"])
 def test_without_credentials_the_preflight_says_how_to_have_them(server, monkeypatch, overrides):
     monkeypatch.delenv("KAGGLE_API_TOKEN")
-    with pytest.raises(UsageError, match="needs an account. set KAGGLE_API_TOKEN.*or take the files from a folder"):
+    with pytest.raises(UsageError, match="needs an account: set KAGGLE_API_TOKEN.*or take the files from a folder"):
         get(overrides)
     assert server.calls == []
 
@@ -315,6 +315,12 @@ def test_kaggle_out_of_reach_is_named_and_costs_nothing(server, last_good, monke
     with pytest.raises(
         kaggle.Unreachable, match="cannot be reached.*Check network.*data/raw is as it was.*last_copy goes on"
     ):
+        get(DATA_SET, attempts=1)
+
+
+def test_a_page_that_answers_in_kaggles_place_is_told(server, last_good):
+    server.portal = True
+    with pytest.raises(kaggle.Unreachable, match="cannot be reached.*something else answered in its place.*proxy"):
         get(DATA_SET, attempts=1)
 
 
