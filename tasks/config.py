@@ -4,6 +4,7 @@ The YAML files explain each knob beside its value; here stand only their names, 
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -56,12 +57,45 @@ class Model(Section):
     architecture: Architecture | None
 
 
+class Kaggle(Section):
+    when_unreachable: Literal["fail", "last_copy"]
+    attempts: int = Field(ge=1)
+    backoff_s: float = Field(ge=0)
+    max_wait_s: float = Field(ge=0)
+    stall_s: float = Field(gt=0)
+    progress_s: float = Field(gt=0, le=10)
+
+
+class Unpack(Section):
+    max_gib: float = Field(gt=0)
+    max_ratio: float = Field(gt=1)
+    max_members: int = Field(ge=1)
+
+
 class Source(Section):
-    kind: Literal["kaggle_competition", "kaggle_dataset", "folder", "sample"]
-    name: str
-    file: str
-    schema_: Literal["jigsaw", "russian"] = Field(alias="schema")
+    kind: Literal["kaggle_competition", "kaggle_dataset", "folder", "feedback", "sample"]
+    name: str = Field(min_length=1)
+    file: str = Field(pattern=r"^[^/\\]+\.csv$")
+    schema_: Literal["jigsaw", "russian", "feedback", "messages"] = Field(alias="schema")
     language: Literal["en", "ru"]
+    columns: dict[Literal["text", *LABELS], str] | None = None
+    threshold: float | None = Field(None, gt=0, le=1)
+    max_bad_rows: int = Field(20, ge=0)
+    max_bad_share: float = Field(0.05, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def fits_its_schema(self):
+        if self.kind == "kaggle_dataset" and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.name):
+            raise ValueError(f"{self.name} is not OWNER/DATA-SET, as in the address of its page at Kaggle")
+        if (self.kind == "feedback") != (self.schema_ == "feedback"):
+            raise ValueError(f"kind {self.kind} with schema {self.schema_}: feedback has a kind and schema of its own")
+        if (self.schema_ == "messages") != (self.columns is not None):
+            raise ValueError(f"schema {self.schema_}: `columns` belongs to schema messages, which needs it")
+        if self.columns and not {"text", "toxic"} <= self.columns.keys():
+            raise ValueError("columns must say where `text` and `toxic` stand; the types may be missing")
+        if self.threshold and self.schema_ != "messages":
+            raise ValueError(f"schema {self.schema_} has labels 0 and 1: `threshold` belongs to schema messages")
+        return self
 
 
 class Split(Section):
@@ -208,6 +242,8 @@ class Config(Section):
     mlflow: MLflow
     promotion: Promotion
     release: Release
+    kaggle: Kaggle
+    unpack: Unpack
     model: Model
     data: Data
     validation: Validation

@@ -1,7 +1,11 @@
 """Raw files for the data steps: a small configuration, and ways to bring and change files."""
 
+import resource
+from contextlib import contextmanager
+
 from tasks import config as configuration
 from tasks.data import sources
+from tasks.promotion import registry
 
 SMALL = [
     "profile=demo",
@@ -24,3 +28,23 @@ def rewrite(path, change):
 
 def dvc_file(store, version):
     return store / "files" / "md5" / version[:2] / version[2:]
+
+
+def registered(overrides, result, **tags):
+    """A version in the registry that a run with this result of `download` has made."""
+    config = configuration.load(overrides)
+    registry.ensure_model(config)
+    known = {"run_id": result["run_id"], "fingerprint": result["fingerprint"], **tags}
+    name = config.mlflow.registered_model
+    return int(registry.client(config).create_model_version(name, "file:///x", tags=known).version)
+
+
+@contextmanager
+def files_of_at_most(size):
+    """The kernel refuses to let a file grow further, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

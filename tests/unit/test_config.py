@@ -77,6 +77,30 @@ def test_a_wrong_override_is_named_in_one_line(override, words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "source, words",
+    [
+        ("kind: kaggle_dataset, name: no-owner, file: a.csv, schema: russian", "no-owner is not OWNER/DATA-SET"),
+        ("kind: folder, name: x, file: ../a.csv, schema: russian", "file='../a.csv'"),
+        ("kind: folder, name: x, file: a.csv, schema: feedback", "feedback has a kind and schema of its own"),
+        (
+            "kind: folder, name: x, file: a.csv, schema: messages",
+            "`columns` belongs to schema messages, which needs it",
+        ),
+        (
+            "kind: folder, name: x, file: a.csv, schema: jigsaw, threshold: 0.5",
+            "`threshold` belongs to schema messages",
+        ),
+        ("kind: folder, name: x, file: a.csv, schema: messages, columns: {text: t}", "where `text` and `toxic` stand"),
+        ("kind: folder, name: x, file: a.csv, schema: messages, columns: {texts: t}", "columns.texts"),
+    ],
+)
+def test_a_source_that_does_not_fit_together_is_named(source, words):
+    with pytest.raises(UsageError) as error:
+        config.load([f"data.sources=[{{{source}, language: en}}]"])
+    assert words in str(error.value)
+
+
 def test_a_missing_config_file_is_named():
     with pytest.raises(UsageError, match="nowhere/config.yaml does not exist"):
         config.load(config_path="nowhere")
