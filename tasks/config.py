@@ -64,6 +64,7 @@ class Source(Section):
 
 
 class Split(Section):
+    salt: str = Field(min_length=1)
     train: float = Share
     val: float = Share
 
@@ -87,6 +88,7 @@ class Data(Section):
     toxic_share: float | None = Share
     min_rows: int = Field(ge=1)
     max_chars: int = Field(ge=1)
+    near_duplicate: float | None = Field(gt=0, le=1)
     split: Split
     sample: Sample | None
 
