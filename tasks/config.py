@@ -55,6 +55,10 @@ class Model(Section):
     architecture: Architecture | None
 
 
+class Versions(Section):
+    remote: str = Field(min_length=1)
+
+
 class Source(Section):
     kind: Literal["kaggle_competition", "kaggle_dataset", "folder", "sample"]
     name: str
@@ -183,6 +187,7 @@ class Config(Section):
     force: bool
     disk: Disk
     mlflow: MLflow
+    versions: Versions
     promotion: Promotion
     release: Release
     model: Model

@@ -11,6 +11,7 @@ import polars as pl
 from tasks import files
 from tasks.config import Config
 from tasks.errors import UsageError
+from tasks.labels import TYPES
 from tasks.run import Run
 
 EXAMPLES = 5  # shown for each reason
@@ -18,10 +19,10 @@ SHOWN_CHARS = 240
 
 REASONS = {
     "empty": "Nothing is left of the text once it is cleaned.",
-    "conflicting": "Copies of one message contradict each other in `toxic` and no moderator has decided: all go.",
+    "conflicting": "Copies of one message contradict each other in toxic and no moderator has decided: all go.",
     "overruled": "A moderator's newer decision says otherwise.",
     "duplicate": "The same message again, but for case and punctuation; what copies know of types was merged.",
-    "over_max_samples": "More than `data.max_samples` messages: these have the higher hashes of their stratum "
+    "over_max_samples": "More than data.max_samples messages: these have the higher hashes of their stratum "
     "(language, toxic, rarest type).",
     "near_duplicate": "A training message that is nearly one of validation or test: a model that has learned it has "
     "seen the answer.",
@@ -32,8 +33,10 @@ def build(config: Config, found: dict, splits: dict[str, pl.DataFrame], gone: di
     """The card as plain values.
 
     {"sources": [{"file", "language", "rows", "kept"}], "messages": n different ones before sampling,
-    "splits": {split: {language: {"rows": n, label: n}}}, "lengths": {split: {"median", "p95", "max"}} in characters,
-    "natural_toxic_share": {language: share}, "settings": {…},
+    "splits": {split: {language: {"rows": n, label: n}}},
+    "types_known": {split: {language: n rows whose types are known}},
+    "lengths": {split: {"median", "p95", "max"}} in characters,
+    "natural_toxic_share": {language: share}, "settings": {key below `data`: value},
     "dropped": [{"reason", "why", "rows", "examples": [{"id", "text", "toxic", "note"}]}]}
 
     Args:
@@ -46,6 +49,7 @@ def build(config: Config, found: dict, splits: dict[str, pl.DataFrame], gone: di
         "sources": sources(config, splits, gone),
         "messages": unique.height,
         "splits": found["labels"],
+        "types_known": {name: types_known(frame) for name, frame in splits.items()},
         "lengths": {name: lengths(frame) for name, frame in splits.items()},
         "natural_toxic_share": found["natural_toxic_share"],
         "settings": {
@@ -53,7 +57,7 @@ def build(config: Config, found: dict, splits: dict[str, pl.DataFrame], gone: di
             "toxic_share": data.toxic_share,
             "max_chars": data.max_chars,
             "near_duplicate": data.near_duplicate,
-            "split": data.split.model_dump(),
+            **{f"split.{key}": value for key, value in data.split.model_dump().items()},
         },
         "dropped": [
             {
@@ -107,6 +111,10 @@ def sources(config: Config, splits: dict[str, pl.DataFrame], gone: dict) -> list
         }
         for source in config.data.sources
     ]
+
+
+def types_known(frame: pl.DataFrame) -> dict[str, int]:
+    return dict(frame.group_by("language").agg(pl.col(TYPES[0]).count()).sort("language").rows())
 
 
 def lengths(frame: pl.DataFrame) -> dict[str, int]:

@@ -42,7 +42,7 @@ def run(config: Config, run: runs.Run) -> dict:
     found = {
         "rows": rows,
         "files": hashes,
-        "data_version": versions.version(config.workspace, folder),
+        "data_version": versions.version(config, folder),
         "fingerprint": fingerprint(config, hashes),
     }
     verdict = None if config.force else registry.verdict_of(config, found["fingerprint"])

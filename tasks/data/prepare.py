@@ -55,7 +55,7 @@ def run(config: Config, run: Run) -> dict:
         for name, frame in splits.items():
             finished(frame).write_parquet(new / f"{name}.parquet")
         card.write(page, new)
-    found["data_version"] = versions.version(config.workspace, folder)
+    found["data_version"] = versions.version(config, folder)
     return {**found, "card": str(card.write(page, run.folder))}
 
 
