@@ -5,7 +5,7 @@ of the file, with the columns that its suite asks about and, in place of the tex
 expectation looks into is there by its name alone; an editor who adds an expectation of it thereby brings it in.
 
 text_chars           characters of the message without outer spaces; null where there is no message
-copy                 the message occurs before, in whatever case
+copy                 the message occurs before, but for case and punctuation, as `prepare` compares
 conflict             the message occurs again with another value of `toxic`
 script               cyrillic (at least one such letter), latin, or neither
 mojibake             UTF-8 that was read as Latin-1
@@ -13,7 +13,7 @@ type_without_toxic   a type is set and `toxic` is not
 age_days             feedback only: days since `decided_at`, negative for the future; null where it is no date
 set_aside            feedback only: `download` found the row to break a rule, and nothing is made of it
 in_train … in_test   prepared only: the row is in that split
-in_two_splits        prepared only: the message is in another split too, in whatever case
+in_two_splits        prepared only: the message is in another split too, but for case and punctuation
 """
 
 from datetime import datetime, timezone
@@ -22,7 +22,7 @@ from pathlib import Path
 import polars as pl
 
 from tasks.config import Source
-from tasks.data import schemas
+from tasks.data import messages, schemas, sources
 from tasks.errors import StepFailed, UsageError
 from tasks.labels import LABELS, TYPES
 
@@ -43,11 +43,13 @@ def raw(source: Source, path: Path, wanted: set[str]):
     """
     if not path.is_file():
         raise UsageError(f"{path} does not exist: run `python commands.py download` first")
-    lazy, text = pl.scan_csv(path, infer_schema=False), schemas.TEXT_COLUMN[source.schema_]
+    lazy, columns = pl.scan_csv(path, infer_schema=False), schemas.columns_of(source)
     try:
-        return measured(lazy, text, wanted)
+        if source.schema_ == "messages":
+            lazy, columns = in_our_names(lazy, columns), {"text": "text"}
+        return measured(lazy, columns["text"], wanted, source.threshold)
     except pl.exceptions.PolarsError as error:
-        raise StepFailed(f"{path} is not a CSV file in UTF-8: {str(error).splitlines()[0]}") from None
+        raise StepFailed(sources.not_a_table(path, error)) from None
 
 
 def prepared(paths: list[Path], wanted: set[str]):
@@ -61,6 +63,18 @@ def prepared(paths: list[Path], wanted: set[str]):
             raise UsageError(f"{path} does not exist: run `python commands.py prepare` first")
     splits = [pl.scan_parquet(path).with_columns(split=pl.lit(path.stem)) for path in paths]
     return measured(pl.concat(splits), "text", wanted | {"split", "language"})
+
+
+def in_our_names(lazy: pl.LazyFrame, columns: dict[str, str]) -> pl.LazyFrame:
+    """The columns that a source maps, under the project's names, and its `id` if it has one; a type that it does not
+    map is empty, and a column that the file does not have is not there."""
+    has = lazy.collect_schema().names()
+    mapped = {ours: theirs for ours, theirs in columns.items() if theirs in has}
+    return lazy.select(
+        *(pl.col(theirs).alias(ours) for ours, theirs in mapped.items()),
+        *(pl.lit(None, pl.String).alias(name) for name in TYPES if name not in columns),
+        *(["id"] if "id" in has else []),
+    )
 
 
 def measured(lazy: pl.LazyFrame, text: str, wanted: set[str], threshold: float | None = None):
@@ -86,14 +100,15 @@ def measured(lazy: pl.LazyFrame, text: str, wanted: set[str], threshold: float |
 
 
 def number(label: str, threshold: float | None) -> pl.Expr:
-    found = pl.col(label).cast(pl.Float32, strict=False)
+    found = pl.col(label).cast(pl.String).str.strip_chars().cast(pl.Float32, strict=False)
     if threshold is None:
-        return found
-    return pl.when(found.is_between(0, 1)).then((found >= threshold).cast(pl.Float32)).otherwise(found)
+        return found.alias(label)
+    return pl.when(found.is_between(0, 1)).then((found >= threshold).cast(pl.Float32)).otherwise(found).alias(label)
 
 
 def is_text(label: str) -> pl.Expr:
-    return (number(label, None).is_null() & pl.col(label).is_not_null()).alias(f"{label}_is_text")
+    filled = pl.col(label).cast(pl.String).str.strip_chars().fill_null("") != ""
+    return (filled & number(label, None).is_null()).alias(f"{label}_is_text")
 
 
 def of_text(text: pl.Expr) -> list[pl.Expr]:
@@ -108,7 +123,7 @@ def of_text(text: pl.Expr) -> list[pl.Expr]:
     )
     return [
         pl.when(some).then(message.str.len_chars()).alias("text_chars"),
-        pl.when(some).then(message.str.to_lowercase().hash()).alias("key"),
+        pl.when(some).then(messages.hashed(messages.key(message))).alias("key"),
         pl.when(some).then(script).alias("script"),
         message.str.contains(MOJIBAKE).fill_null(False).alias("mojibake"),
     ]

@@ -35,13 +35,14 @@ def run(config: Config, run: Run, stage: str) -> dict:
     for suite, file, origin, measured in frames(config, stage):
         profile = drift.profile(measured) | {"origin": origin}
         least = least_rows(last, file, origin, config.validation.min_share_of_last_rows)
-        verdicts += judged(suite, file, measured, parameters(config) | {"least_rows_since_last_time": least})
+        asked = parameters(config, len(measured)) | {"least_rows_since_last_time": least}
+        verdicts += judged(suite, file, measured, asked)
         profiles[file] = profile
         before = champion and profiles_of(champion, stage).get(file)
         if before and before["origin"] == origin:
             distances += drift.compared(file, profile, before)
     if distances:
-        verdicts += judged_drift(stage, distances, parameters(config))
+        verdicts += judged_drift(stage, distances, parameters(config, len(distances)))
     result = {
         "passed": not failed(verdicts, "critical"),
         "warnings": len(failed(verdicts, "warning")),
@@ -104,15 +105,18 @@ def least_rows(last: Run | None, file: str, origin: str, share: float) -> int:
     return math.ceil(share * before["rows"]) if before and before["origin"] == origin else 0
 
 
-def parameters(config: Config) -> dict[str, float]:
-    """What suites may name by {"$PARAMETER": name}: every band of the configuration, each end by itself."""
+def parameters(config: Config, rows: int) -> dict[str, float]:
+    """What suites may name by {"$PARAMETER": name}: every band of the configuration, each end by itself.
+
+    That of a split is wider by three standard errors of `rows` messages that are divided by chance.
+    """
     wanted, data = config.validation, config.data
     bands = {"toxic_share": wanted.toxic_share}
     bands |= {f"{suite}_{label}": band for suite, labels in wanted.shares.items() for label, band in labels.items()}
     splits = {"train": data.split.train, "val": data.split.val, "test": 1 - data.split.train - data.split.val}
-    bands |= {
-        f"{name}_split": (part - wanted.split_tolerance, part + wanted.split_tolerance) for name, part in splits.items()
-    }
+    for name, part in splits.items():
+        slack = wanted.split_tolerance + 3 * math.sqrt(part * (1 - part) / max(rows, 1))
+        bands[f"{name}_split"] = (part - slack, part + slack)
     return {
         "min_rows": data.min_rows,
         "max_chars": data.max_chars,
@@ -275,7 +279,7 @@ def limits_in_words(expected: dict) -> str:
     if mostly is not None:
         words.append(f"in at least {mostly:.4g} of the rows" if mostly < 1 else "")
     if where:
-        words.append(f"where {where}")
+        words.append(f"where {where['pass_through_filter'] if isinstance(where, dict) else where}")
     return ", ".join(filter(None, words))
 
 

@@ -10,7 +10,8 @@ from raw_data import SMALL, from_folder, rewrite
 from tasks import config as configuration
 from tasks import files
 from tasks import run as runs
-from tasks.data import prepare, sample, sources, validate
+from tasks.config import Source
+from tasks.data import feedback, prepare, sample, sources, validate
 from tasks.errors import StepFailed, UsageError
 
 
@@ -252,3 +253,93 @@ def test_a_suite_that_is_not_json_is_named(raw, tmp_path, monkeypatch):
     (tmp_path / "suites" / "jigsaw.json").write_text("{")
     with pytest.raises(UsageError, match="jigsaw.json is not a suite of Great Expectations: JSONDecodeError"):
         validate.run(config, run, "raw")
+
+
+def further(folder, **source):
+    """A configuration with one more source, which has been downloaded as more.csv."""
+    more = {"kind": "folder", "name": str(folder), "file": "more.csv", "schema": "messages", "language": "en"} | source
+    config = configuration.load(SMALL)
+    sources_with_more = [*config.data.sources, Source.model_validate(more)]
+    return config.model_copy(update={"data": config.data.model_copy(update={"sources": sources_with_more})})
+
+
+MAPPED = {"columns": {"text": "comment_text", "toxic": "target", "insult": "rude"}, "threshold": 0.5}
+
+
+def shares_of_raters(**changed):
+    rows = {
+        "id": [f"r{row}" for row in range(400)],
+        "comment_text": [f"message {row}" for row in range(400)],
+        "target": [row % 10 / 10 for row in range(400)],
+        "rude": [0.0] * 399 + [0.9],
+    }
+    return pl.DataFrame({**rows, **changed})
+
+
+def test_a_mapped_set_is_judged_by_our_names_and_its_threshold(raw):
+    _, run, folder = raw
+    shares_of_raters().write_csv(folder / "more.csv")
+    found = validate.run(further(folder, **MAPPED), run, "raw")
+    assert found["passed"] and found["warnings"] == 0
+    assert found["profiles"]["more.csv"]["labels"]["toxic"] == [200, 400]
+    assert found["profiles"]["more.csv"]["labels"]["insult"] == [1, 400]
+    assert found["profiles"]["more.csv"]["labels"]["threat"] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"target": [2.0] + [row % 10 / 10 for row in range(399)]}, "toxic is 0 or 1, found 1 of 400 rows .*rows r0"),
+        ({"target": [None] + [row % 10 / 10 for row in range(399)]}, "toxic, found 1 of 400 rows .*rows r0"),
+    ],
+)
+def test_a_mapped_set_with_a_label_that_is_none_stops(raw, changed, message):
+    _, run, folder = raw
+    shares_of_raters(**changed).write_csv(folder / "more.csv")
+    with pytest.raises(StepFailed, match=f"more.csv: .*{message}"):
+        validate.run(further(folder, **MAPPED), run, "raw")
+
+
+def test_a_mapped_set_without_a_mapped_column_stops(raw):
+    _, run, folder = raw
+    shares_of_raters().drop("target").write_csv(folder / "more.csv")
+    with pytest.raises(StepFailed, match="more.csv: .* columns .* found missing toxic"):
+        validate.run(further(folder, **MAPPED), run, "raw")
+
+
+def moderators(folder, *rows):
+    """What `download` makes of an export with these rows."""
+    config = further(folder, kind="feedback", name=str(folder / "exports"), schema="feedback", max_bad_rows=100)
+    (folder / "exports").mkdir()
+    if rows:
+        header = "text,toxic,insult,language,decided_at"
+        (folder / "exports" / "may.csv").write_text("\n".join([header, *rows]), encoding="utf-8")
+    feedback.gather(config.data.sources[-1], folder / "more.csv")
+    return config
+
+
+def good_labels(number):
+    return [f"message {row},{row % 2},,en,2026-05-{row % 28 + 1:02}" for row in range(number)]
+
+
+def test_moderators_labels_pass_and_those_set_aside_are_reported(raw):
+    _, run, folder = raw
+    found = validate.run(moderators(folder, *good_labels(40), "odd,perhaps,,,2026-05-01"), run, "raw")
+    assert found["passed"] and found["warnings"] == 0
+    informed = [v for v in validate.failed(found["expectations"], "info") if v["suite"] == "feedback"]
+    assert [(v["column"], v["rows"]) for v in informed] == [("set_aside", ["may.csv row 41"])]
+
+
+def test_no_feedback_yet_is_no_problem(raw):
+    _, run, folder = raw
+    found = validate.run(moderators(folder), run, "raw")
+    assert found["passed"] and found["warnings"] == 0 and found["profiles"]["more.csv"]["rows"] == 0
+
+
+def test_many_bad_one_sided_or_contradicting_labels_are_warnings(raw):
+    _, run, folder = raw
+    both_ways = [f"Thanks {row}!,{label},,en,2026-05-0{label + 1}" for row in range(9) for label in (0, 1)]
+    one_sided = [f"message {row},1,,en,2017-05-01" for row in range(300)]
+    found = validate.run(moderators(folder, *both_ways, *one_sided, *["odd,perhaps,,,2026-05-01"] * 30), run, "raw")
+    warned = [v["column"] for v in validate.failed(found["expectations"], "warning") if v["suite"] == "feedback"]
+    assert found["passed"] and warned == ["set_aside", "age_days", "conflict", "toxic"]

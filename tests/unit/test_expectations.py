@@ -35,7 +35,7 @@ def table(suite, rows=20_000, **changed):
 
 
 def failed(suite, frame):
-    parameters = validate.parameters(config.load()) | {"least_rows_since_last_time": 0}
+    parameters = validate.parameters(config.load(), len(frame)) | {"least_rows_since_last_time": 0}
     verdicts = validate.judged(suite, f"{suite}.csv", frame, parameters)
     return {(v["severity"], v["column"]) for v in verdicts if not v["success"]}
 
