@@ -207,6 +207,35 @@ def predict(
     return predict.run(overrides, text, input_file, output_file, checkpoint, config_path, config_name)
 
 
+@SetParseFns(output_path=str)
+def data(
+    *overrides,
+    version=None,
+    output_path=None,
+    replace=False,
+    prune=False,
+    config_path="configs",
+    config_name="config",
+):
+    """Brings back the raw and prepared data that a registered version was trained on.
+
+    Example: python commands.py data --version 3 --output-path /tmp/data-of-3
+
+    Args:
+        version: the version's number in the registry.
+        output_path: a folder to put raw/ and processed/ into; workspace/data by default.
+        replace: put it in the place of other data that is there. In the workspace that gets a version first.
+        prune: remove, here and in the DVC remote, every version that neither the registry nor a run folder names.
+    """
+    from tasks.data import restore
+
+    if prune is True and version is None:
+        return restore.prune(overrides, config_path, config_name)
+    if prune or isinstance(version, bool) or not isinstance(version, int):
+        raise UsageError("data wants --version=N, a version's number in the registry, or --prune")
+    return restore.run(overrides, version, output_path, bool(replace), config_path, config_name)
+
+
 STEPS = [
     download,
     validate,
@@ -223,6 +252,7 @@ STEPS = [
     swap,
     rollback,
     predict,
+    data,
 ]
 
 

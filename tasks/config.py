@@ -72,6 +72,10 @@ class Unpack(Section):
     max_members: int = Field(ge=1)
 
 
+class Versions(Section):
+    remote: str = Field(min_length=1)
+
+
 class Source(Section):
     kind: Literal["kaggle_competition", "kaggle_dataset", "folder", "feedback", "sample"]
     name: str = Field(min_length=1)
@@ -99,6 +103,7 @@ class Source(Section):
 
 
 class Split(Section):
+    salt: str = Field(min_length=1)
     train: float = Share
     val: float = Share
 
@@ -122,6 +127,7 @@ class Data(Section):
     toxic_share: float | None = Share
     min_rows: int = Field(ge=1)
     max_chars: int = Field(ge=1)
+    near_duplicate: float | None = Field(gt=0, le=1)
     split: Split
     sample: Sample | None
 
@@ -216,6 +222,7 @@ class Config(Section):
     force: bool
     disk: Disk
     mlflow: MLflow
+    versions: Versions
     promotion: Promotion
     release: Release
     kaggle: Kaggle

@@ -60,7 +60,7 @@ def run(config: Config, run: runs.Run) -> dict:
         "files": hashes,
         "set_aside": {name: copy.set_aside for name, copy in copies.items() if copy.origin["kind"] == "feedback"},
         "sources": {name: {**copy.origin, "state": copy.state, "how": copy.how} for name, copy in copies.items()},
-        "data_version": versions.version(config.workspace, config.workspace / "data" / "raw"),
+        "data_version": versions.version(config, config.workspace / "data" / "raw"),
         "fingerprint": fingerprint(config, hashes),
     }
     verdict = None if config.force else registry.verdict_of(config, found["fingerprint"])

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from tasks import files
 from tasks.config import Config
 from tasks.data import versions
 from tasks.promotion import registry
@@ -24,10 +25,11 @@ def run(config: Config, run: Run) -> dict:
     Returns {"version", "model_uri", "model_version"}; a repeated call finds the version that it made before.
     """
     folder = checkpoint.of_run(config, run)
-    model_version = versions.version(config.workspace, folder)
+    model_version = versions.version(config, folder)
     registry.ensure_model(config)
     number = version_of_run(config, run) or log_version(config, run, folder)
     registry.tag(config, number, **lineage(config, run, model_version))
+    log_pointers(config, run, model_version)
     log.info("version %d of %s", number, config.mlflow.registered_model)
     uri = f"models:/{config.mlflow.registered_model}/{number}"
     return {"version": number, "model_uri": uri, "model_version": model_version}
@@ -79,6 +81,19 @@ def lineage(config: Config, run: Run, model_version: str) -> dict[str, str]:
         "f1_toxic": f"{evaluated['challenger']['f1_toxic']:.4f}",
         "f1_types": f"{evaluated['challenger']['f1_types']:.4f}",
     }
+
+
+def log_pointers(config: Config, run: Run, model_version: str) -> None:
+    """Logs the .dvc files of raw data, splits and model to the training's run: `commands.py data` brings them back."""
+    md5s = {
+        "raw": run.result("download")["data_version"],
+        "processed": run.result("prepare")["data_version"],
+        "final": model_version,
+    }
+    with tempfile.TemporaryDirectory() as place:
+        for name, md5 in md5s.items():
+            files.write_text(Path(place) / f"{name}.dvc", versions.pointer(name, md5))
+        registry.client(config).log_artifacts(run.result("train")["mlflow_run"], place, "dvc")
 
 
 def git_commit() -> str:

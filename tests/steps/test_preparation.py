@@ -1,20 +1,16 @@
-"""Preparation and DVC versions for real."""
+"""Preparation for real, from raw files to splits and their card."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
-from raw_data import SMALL, dvc_file
+from raw_data import SMALL, rewrite
 
 from tasks import config as configuration
-from tasks.data import prepare, versions
+from tasks.data import card, prepare, sources
 from tasks.errors import StepFailed, UsageError
 from tasks.run import find
+from tasks.text import clean
 
 
 def test_prepare_accounts_for_every_row_and_is_repeatable(raw):
@@ -32,6 +28,42 @@ def test_prepare_accounts_for_every_row_and_is_repeatable(raw):
     assert prepare.run(config, run)["data_version"] == found["data_version"]
 
 
+def test_the_card_says_what_was_left_out_and_shows_it(raw):
+    config, run, folder = raw
+    config.data.max_samples = 600
+    found = prepare.run(config, run)
+    page = card.read(run)
+    assert {drop["reason"]: drop["rows"] for drop in page["dropped"]} == found["dropped"]
+    assert page["splits"] == found["labels"]
+    assert sum(source["rows"] for source in page["sources"]) == 1000
+    assert sum(source["kept"] for source in page["sources"]) == sum(found[split] for split in prepare.SPLITS)
+    texts = sources.read(folder / "jigsaw-toxic-comment-train.csv")["comment_text"]
+    shown = {drop["reason"]: drop["examples"] for drop in page["dropped"]}
+    assert all(shown[reason] for reason, count in found["dropped"].items() if count)
+    for example in shown["over_max_samples"]:
+        file, row = example["id"].split(":")
+        if file == "jigsaw-toxic-comment-train.csv":
+            assert clean(texts[int(row) - 1]).startswith(example["text"].rstrip("…"))
+    by_message = {}
+    for example in shown["conflicting"]:
+        by_message.setdefault(example["text"].lower(), set()).add(example["toxic"])
+    assert {0, 1} in by_message.values()
+    html = Path(found["card"]).read_text(encoding="utf-8")
+    assert "conflicting" in html and 'src="' not in html and "http" not in html
+    assert (config.workspace / "data" / "processed" / "card.json").is_file()
+
+
+def test_raw_rows_that_come_in_another_order_make_the_same_splits(raw):
+    config, run, folder = raw
+    before = prepare.run(config, run)
+    for name in ("jigsaw-toxic-comment-train.csv", "labeled.csv"):
+        rewrite(folder / name, lambda rows: rows.reverse())
+    after = prepare.run(config, run)
+    assert [after[key] for key in ("train", "val", "test", "labels")] == [
+        before[key] for key in ("train", "val", "test", "labels")
+    ]
+
+
 def test_prepare_stops_when_too_little_is_left(raw):
     config, run, _ = raw
     config.data.min_rows = 1000
@@ -43,52 +75,3 @@ def test_prepare_stops_when_too_little_is_left(raw):
 def test_prepare_without_a_download_names_the_command(workspace):
     with pytest.raises(UsageError, match="run `python commands.py download` first"):
         prepare.run(configuration.load(SMALL), find(workspace, "a-run"))
-
-
-def test_a_version_names_the_content_and_is_in_the_remote(workspace):
-    folder = workspace / "models" / "final"
-    folder.mkdir(parents=True)
-    (folder / "weights").write_text("one")
-    first = versions.version(workspace, folder)
-    (folder / "weights").write_text("two")
-    second = versions.version(workspace, folder)
-    (folder / "weights").write_text("one")
-    assert versions.version(workspace, folder) == first != second
-    for version in (first, second):
-        (entry,) = json.loads(dvc_file(workspace / "dvc-remote", version).read_text())
-        assert dvc_file(workspace / "dvc-remote", entry["md5"]).is_file()
-
-
-def test_a_killed_dvc_does_not_block_the_next_one(workspace):
-    """Its lock is gone with it; what it wrote about itself is not, and its process id may be somebody else's by now."""
-    folder = workspace / "data" / "raw"
-    folder.mkdir(parents=True)
-    (folder / "a.csv").write_text("1")
-    first = versions.version(workspace, folder)
-    script = f"""
-from pathlib import Path
-from tasks.data import versions
-with versions.alone(Path({str(workspace)!r})):
-    print("locked", flush=True)
-    input()
-"""
-    root = Path(__file__).parents[2]
-    holder = subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root
-    )
-    assert holder.stdout.readline() == "locked\n"
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
-    busy = {"write": {str(folder): {"pid": os.getppid(), "cmd": "dvc add"}}, "read": {}}
-    for left_over in (json.dumps(busy), '{"write": {'):
-        (workspace / ".dvc" / "tmp" / "rwlock").write_text(left_over)
-        assert versions.version(workspace, folder) == first
-
-
-def test_a_remote_that_does_not_take_it_is_named(workspace):
-    folder = workspace / "data" / "raw"
-    folder.mkdir(parents=True)
-    (folder / "a.csv").write_text("1")
-    (workspace / "dvc-remote").write_text("not a folder")
-    with pytest.raises(StepFailed, match="DVC could not keep a version of .*data/raw"):
-        versions.version(workspace, folder)

@@ -1,32 +1,47 @@
-"""Cleaning, merging, sampling and splitting of messages."""
+"""Cleaning, merging, sampling and near duplicates."""
+
+from datetime import datetime, timezone
 
 import polars as pl
 import pytest
 
 from tasks import config as configuration
-from tasks.data import prepare
-from tasks.labels import LABELS
+from tasks.data import duplicates, messages, prepare, sampling
+from tasks.labels import LABELS, TYPES
+from tasks.text import clean
 
 
 def rows(*given, language="en"):
-    """Rows of (text, toxic) or (text, toxic, insult), in the project's columns."""
-    made = [
-        [text, language, "file.csv", toxic, None, None, None, *(rest or [None]), None] for text, toxic, *rest in given
-    ]
-    schema = {"text": pl.String, "language": pl.String, "source": pl.String} | dict.fromkeys(LABELS, pl.Int8)
-    return pl.DataFrame(made, schema, orient="row")
+    """Rows of (text, toxic[, insult[, day of decision]]), as `prepare.read` has them."""
+    made = []
+    for number, (text, toxic, *rest) in enumerate(given, 1):
+        insult, day = (*rest, None, None)[:2]
+        decided_at = day and datetime(2026, 11, day, tzinfo=timezone.utc)
+        made.append([number, text, language, "file.csv", decided_at, toxic, None, None, None, insult, None])
+    schema = {"row": pl.UInt32, "text": pl.String, "language": pl.String, "source": pl.String}
+    schema |= {"decided_at": pl.Datetime("us", "UTC")} | dict.fromkeys(LABELS, pl.Int8)
+    return pl.DataFrame(made, schema, orient="row").with_columns(hash=messages.hashed(messages.key(pl.col("text"))))
 
 
-def unique(*given):
-    return prepare.deduplicated(prepare.without_conflicts(rows(*given)))
+def merged(*given):
+    """What is kept, as {text: toxic}, and how many rows went for which reason."""
+    kept, gone = duplicates.merged(rows(*given))
+    return dict(kept.select("text", "toxic").rows()), {name: g.height for name, g in gone.items() if g.height}
+
+
+def insults(*given):
+    return dict(duplicates.merged(rows(*given))[0].select("text", "insult").rows())
 
 
 @pytest.fixture(scope="module")
 def many():
-    """2000 messages: half of them English, a tenth of those toxic; a third of the Russian ones."""
+    """2000 messages: half of them English, a tenth of those toxic and a few threats; a third of the Russian ones."""
     english = rows(*((f"message {k}", int(k % 10 == 0)) for k in range(1000)))
+    english = english.with_columns(
+        insult=(pl.col("row") % 20 == 1).cast(pl.Int8), threat=(pl.col("row") % 200 == 1).cast(pl.Int8)
+    )
     russian = rows(*((f"сообщение {k}", int(k % 3 == 0)) for k in range(1000)), language="ru")
-    return prepare.deduplicated(prepare.without_conflicts(pl.concat([english, russian])))
+    return pl.concat([english, russian])
 
 
 def data(**values):
@@ -34,74 +49,147 @@ def data(**values):
     return config.data
 
 
-def test_cleaned_cuts_and_drops_empty_texts():
-    given = rows(("<br>Hi &amp; bye\r\n", 0), ("  \n ", 0), ("<b></b>", 1), ("a" * 50, 0))
-    assert prepare.cleaned(given, max_chars=8)["text"].to_list() == ["Hi & bye", "a" * 8]
+def kept(frame, **values):
+    return frame.filter(sampling.sampled(frame, data(**values)))
 
 
-def test_copies_become_one_message_whatever_their_case():
-    assert unique(("You Fool", 1), ("you fool", 1), ("other", 0))["text"].to_list() == ["You Fool", "other"]
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("Hi &amp; bye\r\n", "Hi & bye"),
+        ("&amp;amp;quot;Hi&amp;amp;quot;", '"Hi"'),
+        ("a\x00b\x1bc\x85d", "a b c d"),
+        ("id\u200biot\u00ad", "idiot"),
+        ("cafe\u0301", "café"),
+        ("<you clown>", "<you clown>"),
+        ("1 < 2 & 3 > 2", "1 < 2 & 3 > 2"),
+        ("🤷\u200d♂️", "🤷\u200d♂️"),
+        ("lone \ud800", "lone"),
+    ],
+)
+def test_only_what_harms_is_cleaned_away(text, expected):
+    assert clean(text) == expected == clean(expected)
 
 
-def test_conflicting_copies_go_with_the_majority_and_a_tie_drops_them():
-    found = unique(("a", 1), ("A", 1), ("a", 0), ("b", 0), ("b", 1), ("c", 0))
-    assert dict(found.select("text", "toxic").rows()) == {"a": 1, "c": 0}
+@pytest.mark.parametrize(
+    "one, other, same",
+    [
+        ("You  FOOL!!!", "you fool", True),
+        ("well-known", "Well known.", True),
+        ("f**k you", "f you", False),
+        ("love you 🖕", "love you ❤", False),
+        ("?!", "!", False),
+        ("ёлка", "Ёлка…", True),
+    ],
+)
+def test_copies_differ_in_case_and_punctuation_alone(one, other, same):
+    keys = pl.DataFrame({"text": [clean(one), clean(other)]}).select(messages.key(pl.col("text")))["text"]
+    assert (keys[0] == keys[1]) is same
+
+
+def test_hashes_are_those_of_every_machine_and_version():
+    """If these change, every split is shuffled anew, and no two versions can be compared."""
+    frame = pl.DataFrame({"text": ["you fool", "ты дурак", ""]}).with_columns(hash=messages.hashed(pl.col("text")))
+    assert prepare.ids(frame["hash"]).to_list() == ["9dacf7f9f03c925e", "49faed32628aaa18", "ef46db3751d8e999"]
+    places = frame.select(messages.place(pl.col("hash"), "salt", "split").round(6))
+    assert places.to_series().to_list() == [0.688041, 0.194798, 0.644409]
+
+
+def test_copies_become_one_message():
+    assert merged(("You Fool", 1), ("you fool!", 1), ("other", 0)) == (
+        {"other": 0, "You Fool": 1},
+        {"duplicate": 1},
+    )
+
+
+def test_copies_that_contradict_each_other_all_go():
+    assert merged(("a", 1), ("A", 1), ("a", 0), ("b", 0)) == ({"b": 0}, {"conflicting": 3})
+
+
+def test_the_newest_decision_outweighs_older_and_undated_copies():
+    given = [("a", 0), ("a", 0), ("a", 0, None, 2), ("A", 1, None, 9)]
+    assert merged(*given) == ({"A": 1}, {"overruled": 3})
+    assert merged(("a", 1), ("a", 1, None, 2)) == ({"a": 1}, {"duplicate": 1})
+
+
+def test_two_newest_decisions_that_disagree_decide_nothing():
+    assert merged(("a", 0, None, 9), ("a", 1, None, 9), ("a", 1)) == ({}, {"conflicting": 3})
 
 
 def test_a_type_comes_from_the_copies_that_know_it():
-    found = unique(("a", 1), ("a", 1, 1), ("b", 1), ("c", 1, 0))
-    assert dict(found.select("text", "insult").rows()) == {"a": 1, "b": None, "c": 0}
+    assert insults(("a", 1), ("a", 1, 1), ("b", 1), ("c", 1, 0)) == {"a": 1, "b": None, "c": 0}
+    assert insults(("a", 1, 0), ("a", 1, 0), ("a", 1, 1)) == {"a": 0}
 
 
-def test_an_outvoted_copy_has_no_say_in_the_types():
-    assert unique(("a", 0, 0), ("a", 0, 0), ("a", 1, 1))["insult"].to_list() == [0]
-
-
-def test_ids_depend_on_the_message_alone():
-    first, second = unique(("a", 1), ("b", 0)), unique(("c", 0), ("B", 1), ("a", 1))
-    assert first["id"].to_list() == [second.filter(text="a")["id"][0], second.filter(text="B")["id"][0]]
-    assert first["id"].str.contains("^[0-9a-f]{12}$").all()
+def test_a_decision_knows_the_types_better_and_an_overruled_copy_has_no_say():
+    assert insults(("a", 1, 1), ("a", 1, 1), ("a", 1, 0, 9)) == {"a": 0}
+    assert insults(("a", 1, 1), ("a", 1, None, 9)) == {"a": 1}
+    assert insults(("a", 1, 1), ("a", 0, None, 9)) == {"a": None}
 
 
 def test_nothing_is_sampled_away_below_the_limit(many):
-    assert prepare.sampled(many, data(max_samples=2000, toxic_share=0.35), seed=1).equals(many)
+    assert kept(many, max_samples=2000, toxic_share=0.35).equals(many)
 
 
 def test_sampling_keeps_languages_and_raises_the_english_toxic_share(many):
-    natural = prepare.sampled(many, data(max_samples=400), seed=1)
+    natural = kept(many, max_samples=400)
     assert natural["language"].value_counts(sort=True)["count"].to_list() == [200, 200]
     assert natural.filter(language="en")["toxic"].mean() == pytest.approx(0.1)
-    raised = prepare.sampled(many, data(max_samples=400, toxic_share=0.35), seed=1)
+    raised = kept(many, max_samples=400, toxic_share=0.35)
     assert raised.filter(language="en")["toxic"].mean() == pytest.approx(0.35)
     assert raised.filter(language="ru")["toxic"].mean() == pytest.approx(1 / 3, abs=0.01)
-    beyond = prepare.sampled(many, data(max_samples=400, toxic_share=0.9), seed=1)
-    assert beyond.filter(language="en", toxic=1).height == 100  # all there are
+    assert kept(many, max_samples=400, toxic_share=0.9).filter(language="en", toxic=1).height == 100  # all there are
 
 
-def test_sampling_goes_by_the_seed(many):
-    kept = [set(prepare.sampled(many, data(max_samples=400), seed)["id"]) for seed in (1, 1, 2)]
-    assert kept[0] == kept[1] != kept[2]
+@pytest.mark.parametrize("limit", [100, 400, 1000])
+def test_a_rare_type_keeps_its_share(many, limit):
+    found = kept(many, max_samples=limit)
+    assert found.height <= limit
+    for name in ("threat", "insult"):
+        assert found[name].sum() >= many[name].sum() * limit / many.height
 
 
-def test_splits_are_disjoint_complete_and_alike(many):
-    splits = prepare.split(many, data(), seed=1)
-    assert sorted(pl.concat(splits.values())["id"]) == sorted(many["id"])
-    for name, share in (("train", 0.70), ("val", 0.15), ("test", 0.15)):
-        for language, toxic_share in (("en", 0.1), ("ru", 1 / 3)):
-            part = splits[name].filter(language=language)
-            assert part.height / 1000 == pytest.approx(share, abs=0.04)
-            assert part["toxic"].mean() == pytest.approx(toxic_share, abs=0.07)
-
-
-def test_a_message_stays_in_its_split_when_others_come_and_go(many):
-    before, after = (
-        prepare.split(rows, data(), seed=1) for rows in (many, many.filter(pl.int_range(pl.len()) % 3 > 0))
-    )
-    for name in prepare.SPLITS:
-        assert set(after[name]["id"]) <= set(before[name]["id"])
+def test_a_smaller_sample_is_part_of_a_larger_one(many):
+    small, large = (set(kept(many, max_samples=limit)["hash"]) for limit in (400, 800))
+    assert small < large
 
 
 def test_splitting_is_independent_of_sampling(many):
     """The same hash for both would put all that was kept into train."""
-    splits = prepare.split(prepare.sampled(many, data(max_samples=400), seed=1), data(), seed=1)
-    assert all(splits[name].height > 30 for name in prepare.SPLITS)
+    splits = sampling.split(kept(many, max_samples=400), data())
+    assert all(splits[name].height > 30 for name in sampling.SPLITS)
+
+
+def test_a_near_copy_is_found_and_named_with_how_near_it_is():
+    train = rows(
+        ("Please do not vandalize pages as you did with this edit to El Salvador", 0),
+        ("I will be at the meeting on Thursday with the report", 0),
+        ("thanks", 0),
+    )
+    test = rows(("Please do not vandalize pages, as you did with this edit to Wyatt Earp!", 0), ("thanks a lot", 0))
+    found = duplicates.near(train, test, threshold=0.7)
+    assert found.select("hash", "other").rows() == [(train["hash"][0], test["hash"][0])]
+    assert found["similarity"][0] == pytest.approx(23 / 31)  # 12 words and 11 pairs of 14 and 13 are the same
+    assert duplicates.near(train, test, threshold=0.9).is_empty()
+    assert duplicates.near(train, test.clear(), threshold=0.7).is_empty()
+
+
+def test_a_training_message_that_is_nearly_one_of_the_test_split_goes():
+    near = "the very same message was sent to every one of us last night number {}"
+    splits = {
+        "train": rows((near.format(1), 0), ("another", 0)),
+        "val": rows(("third", 0)),
+        "test": rows((near.format(2), 0)),
+    }
+    train, gone = prepare.without_near_duplicates(splits, data())
+    assert train["text"].to_list() == ["another"]
+    assert gone.select("text", "other_text", "split").rows() == [(near.format(1), near.format(2), "test")]
+    untouched, none = prepare.without_near_duplicates(splits, data(near_duplicate="null"))
+    assert (untouched.height, none.height) == (2, 0)
+
+
+def test_the_types_of_a_language_without_any_are_no_stratum(many):
+    rarest = many.select("language", rarest=sampling.rarest_type(many))
+    assert set(rarest.filter(language="ru")["rarest"]) == {"none"}
+    assert rarest["rarest"].value_counts().sort("rarest").rows() == [("insult", 45), ("none", 1950), ("threat", 5)]
+    assert set(TYPES) > {"insult", "threat"}

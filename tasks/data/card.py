@@ -1,0 +1,150 @@
+"""The data card: what a prepared version of the data holds, what was left out and why, with examples.
+
+It travels inside data/processed, so it says nothing about when or by which run it was made: the same data has the same
+card, and the same version.
+"""
+
+from pathlib import Path
+
+import polars as pl
+
+from tasks import files
+from tasks.config import Config
+from tasks.errors import UsageError
+from tasks.labels import TYPES
+from tasks.run import Run
+
+EXAMPLES = 5  # shown for each reason
+SHOWN_CHARS = 240
+
+REASONS = {
+    "empty": "Nothing is left of the text once it is cleaned.",
+    "conflicting": "Copies of one message contradict each other in toxic and no moderator has decided: all go.",
+    "overruled": "A moderator's newer decision says otherwise.",
+    "duplicate": "The same message again, but for case and punctuation; what copies know of types was merged.",
+    "over_max_samples": "More than data.max_samples messages: these have the higher hashes of their stratum "
+    "(language, toxic, rarest type).",
+    "near_duplicate": "A training message that is nearly one of validation or test: a model that has learned it has "
+    "seen the answer.",
+}
+
+
+def build(config: Config, found: dict, splits: dict[str, pl.DataFrame], gone: dict, unique: pl.DataFrame) -> dict:
+    """The card as plain values.
+
+    {"sources": [{"file", "language", "rows", "kept"}], "messages": n different ones before sampling,
+    "splits": {split: {language: {"rows": n, label: n}}},
+    "types_known": {split: {language: n rows whose types are known}},
+    "lengths": {split: {"median", "p95", "max"}} in characters,
+    "natural_toxic_share": {language: share}, "settings": {key below `data`: value},
+    "dropped": [{"reason", "why", "rows", "examples": [{"id", "text", "toxic", "note"}]}]}
+
+    Args:
+        found: the step's result; see `prepare.run`.
+        gone: the rows that were dropped, by reason.
+        unique: one row per message, before sampling.
+    """
+    data = config.data
+    return {
+        "sources": sources(config, splits, gone),
+        "messages": unique.height,
+        "splits": found["labels"],
+        "types_known": {name: types_known(frame) for name, frame in splits.items()},
+        "lengths": {name: lengths(frame) for name, frame in splits.items()},
+        "natural_toxic_share": found["natural_toxic_share"],
+        "settings": {
+            "max_samples": data.max_samples,
+            "toxic_share": data.toxic_share,
+            "max_chars": data.max_chars,
+            "near_duplicate": data.near_duplicate,
+            **{f"split.{key}": value for key, value in data.split.model_dump().items()},
+        },
+        "dropped": [
+            {
+                "reason": reason,
+                "why": why,
+                "rows": gone[reason].height,
+                "examples": examples(reason, gone[reason], unique),
+            }
+            for reason, why in REASONS.items()
+        ],
+    }
+
+
+def write(card: dict, folder: Path) -> Path:
+    """Writes card.json and card.html, which works offline, into `folder`; returns the page."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["number"] = lambda value: f"{value:,}".replace(",", " ")
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
+    files.write_json(folder / "card.json", card)
+    files.write_text(folder / "card.html", environment.get_template("card.html.j2").render(card=card))
+    return folder / "card.html"
+
+
+def read(run: Run) -> dict:
+    """The card of a run, as `build` made it.
+
+    Raises:
+        UsageError: nothing has been prepared in this run.
+    """
+    file = run.folder / "card.json"
+    if not file.is_file():
+        raise UsageError(f"{file} does not exist: run `python commands.py prepare` first")
+    return files.read_json(file)
+
+
+def sources(config: Config, splits: dict[str, pl.DataFrame], gone: dict) -> list[dict]:
+    """Of each source: its rows, and how many of them are messages of a split."""
+    kept = pl.concat([frame.select("source") for frame in splits.values()])
+    every = pl.concat([kept, *(frame.select("source") for frame in gone.values())])
+    rows, used = (dict(frame["source"].value_counts().rows()) for frame in (every, kept))
+    return [
+        {
+            "file": source.file,
+            "language": source.language,
+            "rows": rows.get(source.file, 0),
+            "kept": used.get(source.file, 0),
+        }
+        for source in config.data.sources
+    ]
+
+
+def types_known(frame: pl.DataFrame) -> dict[str, int]:
+    return dict(frame.group_by("language").agg(pl.col(TYPES[0]).count()).sort("language").rows())
+
+
+def lengths(frame: pl.DataFrame) -> dict[str, int]:
+    chars = frame["text"].str.len_chars()
+    return {"median": int(chars.median() or 0), "p95": int(chars.quantile(0.95) or 0), "max": int(chars.max() or 0)}
+
+
+def examples(reason: str, rows: pl.DataFrame, unique: pl.DataFrame) -> list[dict]:
+    """A few of the rows, those of the lowest hashes, which are no others next week; an id is file:row."""
+    if reason == "empty":
+        return [example(row, "") for row in rows.head(EXAMPLES).iter_rows(named=True)]
+    lowest = rows.select(pl.col("hash").unique().bottom_k(EXAMPLES)).to_series()
+    shown = rows.filter(pl.col("hash").is_in(lowest.implode())).sort("hash", "source", "row").head(2 * EXAMPLES)
+    others = {row["hash"]: row for row in unique.filter(pl.col("hash").is_in(lowest.implode())).iter_rows(named=True)}
+    return [example(row, note(reason, row, others.get(row["hash"]))) for row in shown.iter_rows(named=True)]
+
+
+def example(row: dict, note: str) -> dict:
+    return {"id": f"{row['source']}:{row['row']}", "text": cut(row["text"]), "toxic": row["toxic"], "note": note}
+
+
+def note(reason: str, row: dict, kept: dict | None) -> str:
+    if reason == "duplicate":
+        return f"as {kept['source']}:{kept['row']}"
+    if reason == "overruled":
+        return f"decided on {kept['decided_at']:%Y-%m-%d} in {kept['source']}:{kept['row']}"
+    if reason == "near_duplicate":
+        return f"{row['similarity']:.2f} like {row['other']:016x} in {row['split']}: {cut(row['other_text'])}"
+    return ""
+
+
+def cut(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"

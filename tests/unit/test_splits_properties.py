@@ -1,0 +1,146 @@
+"""What must hold for any messages: cleaning is one and the same everywhere, and a split never leaks or moves."""
+
+import sys
+import unicodedata
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks import config as configuration
+from tasks.data import duplicates, messages, sampling
+from tasks.labels import TYPES
+from tasks.text import clean
+
+# Pieces that cleaning has to do with, beside any text that Polars can hold.
+PIECES = [
+    "&",
+    "amp;",
+    "&lt;",
+    "&#39;",
+    "&#x41;",
+    "&hearts",
+    ";",
+    "#",
+    "\u037e",
+    " ",
+    "\n",
+    "\t\r",
+    "\x00",
+    "\x85",
+    "\xa0",
+]
+PIECES += [
+    "\u2028",
+    "\u3000",
+    "\u200b",
+    "\ufeff",
+    "\u00ad",
+    "\u202e",
+    "e",
+    "\u0301",
+    "И",
+    "\u0306",
+    "\u212b",
+    "가",
+    "<b>",
+    "f**k",
+    "A",
+]
+ANY = st.text(st.characters(exclude_categories=["Cs"]))
+TEXT = st.one_of(ANY, st.lists(st.one_of(st.sampled_from(PIECES), ANY), max_size=12).map("".join))
+SMALL_WORDS = st.lists(
+    st.sampled_from(["you", "FOOL", "fool", "Hi", "!", "?", "дурак", "f**k"]), min_size=1, max_size=3
+)
+ROWS = st.lists(st.tuples(SMALL_WORDS.map(" ".join), st.integers(0, 1)), min_size=1, max_size=60)
+
+
+def in_polars(texts: list[str]) -> list[str]:
+    return pl.DataFrame({"text": texts}, {"text": pl.String}).select(messages.cleaned(pl.col("text")))["text"].to_list()
+
+
+def framed(rows) -> pl.DataFrame:
+    """(text, toxic) as `prepare.read` has them."""
+    frame = pl.DataFrame(rows, {"text": pl.String, "toxic": pl.Int8}, orient="row")
+    unknown = [pl.lit(None, pl.Int8).alias(name) for name in TYPES]
+    return frame.with_columns(
+        pl.lit(None, pl.Datetime("us", "UTC")).alias("decided_at"),
+        *unknown,
+        language=pl.lit("en"),
+        hash=messages.hashed(messages.key(messages.cleaned(pl.col("text")))),
+    )
+
+
+def data(**values):
+    return configuration.load(["profile=demo", *(f"data.{key}={value}" for key, value in values.items())]).data
+
+
+DEFAULT, TIGHT = data(), data(max_samples=10)
+
+
+def places(rows, chosen=DEFAULT) -> dict[int, str]:
+    """{hash: split} of what is kept."""
+    unique, _ = duplicates.merged(framed(rows))
+    splits = sampling.split(unique.filter(sampling.sampled(unique, chosen)), chosen)
+    return {hash_: name for name, frame in splits.items() for hash_ in frame["hash"]}
+
+
+@given(st.lists(TEXT, max_size=20))
+@settings(deadline=None)
+def test_a_million_messages_are_cleaned_as_one_is(texts):
+    assert in_polars(texts) == [clean(text) for text in texts]
+
+
+def test_every_character_is_cleaned_alike_wherever_it_stands():
+    characters = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
+    texts = [
+        f"{before}{character}{after}"
+        for before, after in (("", ""), ("e", "e"), ("И ", " "))
+        for character in characters
+    ]
+    assert in_polars(texts) == [clean(text) for text in texts]
+
+
+@given(TEXT)
+@settings(deadline=None)
+def test_cleaning_twice_changes_nothing(text):
+    assert clean(clean(text)) == clean(text)
+    assert unicodedata.is_normalized("NFC", clean(text))
+
+
+@given(ROWS)
+@settings(deadline=None, max_examples=50)
+def test_no_normalised_text_is_in_two_splits_nor_twice_in_one(rows):
+    unique, gone = duplicates.merged(framed(rows))
+    keys = [
+        key
+        for frame in sampling.split(unique, DEFAULT).values()
+        for key in frame.select(messages.key(pl.col("text")))["text"].to_list()
+    ]
+    assert len(keys) == len(set(keys)) == unique.height
+    assert unique.height + sum(frame.height for frame in gone.values()) == len(rows)
+
+
+@given(ROWS, ROWS)
+@settings(deadline=None, max_examples=50)
+def test_new_rows_never_move_an_old_message_to_another_split(old, new):
+    for chosen in (DEFAULT, TIGHT):
+        before, after = places(old, chosen), places([*new, *old], chosen)
+        assert all(before[hash_] == after[hash_] for hash_ in before.keys() & after.keys())
+
+
+@given(st.permutations(range(40)))
+@settings(deadline=None, max_examples=50)
+def test_what_is_kept_does_not_depend_on_the_order_of_the_rows(order):
+    rows = [(f"message {k}", k % 3 == 0) for k in range(40)]
+    assert places(rows, TIGHT) == places([rows[k] for k in order], TIGHT)
+
+
+@pytest.mark.parametrize("salt", ["toxic-classificator", "another", "third"])
+def test_shares_are_within_a_point_from_20_000_rows_on(salt):
+    chosen = data(**{"split.salt": salt})
+    splits = sampling.split(framed([(f"message number {k}", k % 2) for k in range(20_000)]), chosen)
+    for name, share in (("train", 0.70), ("val", 0.15), ("test", 0.15)):
+        assert splits[name].height / 20_000 == pytest.approx(share, abs=0.01)
+        assert splits[name]["toxic"].mean() == pytest.approx(0.5, abs=0.03)
