@@ -13,6 +13,7 @@ from tasks.config import Config
 from tasks.errors import UsageError
 from tasks.labels import TYPES
 from tasks.run import Run
+from tasks.text import clean
 
 EXAMPLES = 5  # shown for each reason
 SHOWN_CHARS = 240
@@ -125,7 +126,7 @@ def lengths(frame: pl.DataFrame) -> dict[str, int]:
 def examples(reason: str, rows: pl.DataFrame, unique: pl.DataFrame) -> list[dict]:
     """A few of the rows, those of the lowest hashes, which are no others next week; an id is file:row."""
     if reason == "empty":
-        return [example(row, "") for row in rows.head(EXAMPLES).iter_rows(named=True)]
+        return [example(row, f"was {row['text'][:40]!r}") for row in rows.head(EXAMPLES).iter_rows(named=True)]
     lowest = rows.select(pl.col("hash").unique().bottom_k(EXAMPLES)).to_series()
     shown = rows.filter(pl.col("hash").is_in(lowest.implode())).sort("hash", "source", "row").head(2 * EXAMPLES)
     others = {row["hash"]: row for row in unique.filter(pl.col("hash").is_in(lowest.implode())).iter_rows(named=True)}
@@ -133,7 +134,7 @@ def examples(reason: str, rows: pl.DataFrame, unique: pl.DataFrame) -> list[dict
 
 
 def example(row: dict, note: str) -> dict:
-    return {"id": f"{row['source']}:{row['row']}", "text": cut(row["text"]), "toxic": row["toxic"], "note": note}
+    return {"id": f"{row['source']}:{row['row']}", "text": cut(clean(row["text"])), "toxic": row["toxic"], "note": note}
 
 
 def note(reason: str, row: dict, kept: dict | None) -> str:

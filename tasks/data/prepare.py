@@ -33,7 +33,7 @@ def run(config: Config, run: Run) -> dict:
     del rows  # at full size, half of the memory
     keep = sampled(unique, config.data)
     gone |= {"empty": empty, "over_max_samples": unique.filter(~keep)}
-    splits = split(unique.filter(keep), config.data)
+    splits = split(unique.filter(keep).with_columns(text=cleaned(config.data)), config.data)
     splits["train"], gone["near_duplicate"] = without_near_duplicates(splits, config.data)
     dropped = {reason: gone[reason].height for reason in card.REASONS}
     left = sum(frame.height for frame in splits.values())
@@ -60,16 +60,25 @@ def run(config: Config, run: Run) -> dict:
 
 
 def read(config: Config) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """All raw rows with cleaned text, cut to `max_chars`, and its `hash`; and those without any text, as they were."""
+    """All raw rows, as they are, with the `hash` of their cleaned text; and those without any text.
+
+    Cleaned text itself is not kept: at full size it would be all of it twice, for the few rows that stay.
+    """
     filled, empty = [], []
     for source in config.data.sources:
         raw = schemas.read(source, config)
-        text = messages.cleaned(pl.col("text")).str.slice(0, config.data.max_chars).str.strip_chars_end(" ")
-        rows = raw.lazy().with_columns(text=text).with_columns(hash=messages.hashed(messages.key(pl.col("text"))))
-        rows = rows.collect(engine="streaming")
-        empty.append(raw.filter(rows["text"] == ""))
-        filled.append(rows.filter(pl.col("text") != ""))
+        texts = raw.lazy().select(cleaned(config.data))
+        named = texts.select(hash=messages.hashed(messages.key(pl.col("text"))), empty=pl.col("text") == "")
+        named = named.collect(engine="streaming")
+        rows = raw.with_columns(named["hash"])
+        empty.append(rows.filter(named["empty"]))
+        filled.append(rows.filter(~named["empty"]))
     return pl.concat(filled), pl.concat(empty)
+
+
+def cleaned(data: Data) -> pl.Expr:
+    """The text as it is trained on: cleaned, and cut to `max_chars`."""
+    return messages.cleaned(pl.col("text")).str.slice(0, data.max_chars).str.strip_chars_end(" ")
 
 
 def without_near_duplicates(splits: dict[str, pl.DataFrame], data: Data) -> tuple[pl.DataFrame, pl.DataFrame]:
