@@ -31,6 +31,9 @@ class FakeKaggle(ThreadingHTTPServer):
         self.calls = []  # names of the methods called, "file" for a download
         self.ranges = []  # Range header of each download
 
+    def handle_error(self, request, client_address):
+        pass  # a client that was killed, or goes on from where it stopped, leaves in the middle of an answer
+
     @property
     def environment(self):
         """What makes Kaggle's client take this server for Kaggle."""

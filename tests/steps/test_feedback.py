@@ -2,6 +2,7 @@
 
 import logging
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 from raw_data import SMALL
@@ -162,3 +163,11 @@ def test_the_step_counts_what_it_set_aside_and_keeps_the_last_copy_when_it_stops
     with pytest.raises(StepFailed, match="b.csv has no column toxic, decided_at"):
         execute("download", download.run, overrides)
     assert (workspace / "data" / "raw" / "feedback.csv").read_bytes() == before
+
+
+def test_the_readmes_example_is_what_it_says(folder):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (folder / "example.csv").write_text(readme.split("```csv\n")[1].split("```")[0])
+    rows, said = gathered(folder)
+    assert (rows.height, said) == (3, [])
+    assert set(rows["language"]) == {"en", "ru"} and rows["insult"].to_list() == [1, 0, 0]

@@ -1,9 +1,11 @@
 """Every configuration that the project ships, and every way to get one wrong."""
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tasks import config
 from tasks.errors import UsageError
@@ -99,6 +101,20 @@ def test_a_source_that_does_not_fit_together_is_named(source, words):
     with pytest.raises(UsageError) as error:
         config.load([f"data.sources=[{{{source}, language: en}}]"])
     assert words in str(error.value)
+
+
+def sources_for_people_to_copy():
+    """The README's example, and what the YAML files have as comments."""
+    yield yaml.safe_load((ROOT / "README.md").read_text().split("```yaml\n")[1].split("```")[0])
+    for file in (ROOT / "configs" / "data").glob("*.yaml"):
+        commented = re.findall(r"^  # - kind:.*\n(?:  #   .*\n)+", file.read_text(), re.MULTILINE)
+        for entry in commented:
+            yield yaml.safe_load(entry.replace("  # ", ""))
+
+
+def test_sources_that_people_copy_are_sources():
+    found = [config.Source.model_validate(source) for (source,) in sources_for_people_to_copy()]
+    assert sorted(source.schema_ for source in found) == ["feedback", "messages", "messages"]
 
 
 def test_a_missing_config_file_is_named():
