@@ -28,7 +28,7 @@ def run(config: Config, run: Run) -> dict:
     environment.filters |= {
         "mark": mark,
         "words": words,
-        "figure": lambda value: "–" if value is None else f"{value:.3f}",
+        "figure": lambda value: "–" if value is None else f"{value:.3f}".replace("-", "−"),
         "signed": lambda value: f"{value:+.3f}".replace("-", "−"),
         "percent": lambda value: f"{100 * value:.1f} %".replace(".0 %", " %"),
     }

@@ -7,7 +7,7 @@ import numpy as np
 from tasks import files, metrics
 from tasks.labels import LABELS, TYPES
 
-COLORS = {"challenger": "#2563eb", "champion": "#0f9d76", "baseline": "#8a94a6"}
+COLORS = {"challenger": "#2563eb", "champion": "#0f9d76", "baseline": "#737b8a"}
 TYPE_COLORS = dict(zip(TYPES, ("#7c3aed", "#db2777", "#d97706", "#0891b2", "#65a30d")))
 QUIET = "#cbd5e1"
 POINTS = 300  # of a curve: more can't be seen, and the files stay small
@@ -35,7 +35,7 @@ def draw(folder: Path, truth: np.ndarray, scored: dict, result: dict) -> list[Pa
             "reliability": ({name: result[name]["calibration"] for name in scored}, reliability),
             "confusion": ({name: confusion_data(truth, of.decisions) for name, of in scored.items()}, confusion),
         }.items():
-            figure = plt.figure(figsize=(6, 2.6 if name == "confusion" else 4.4), layout="constrained")
+            figure = plt.figure(figsize=(6, 2.8 if name == "confusion" else 4.4), layout="constrained")
             picture(figure, data)
             figure.savefig(beside / f"{name}.png")
             plt.close(figure)
@@ -169,3 +169,4 @@ def confusion(figure, data: dict) -> None:
         axes.set_yticks([0, 1], ["clean", "toxic"])
         axes.spines[:].set_visible(False)
     figure.axes[0].set_ylabel("label")
+    figure.suptitle("Answers to the test messages by label", fontsize=11)

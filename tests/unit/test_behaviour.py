@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import yaml
@@ -119,6 +121,14 @@ def test_a_file_that_is_not_yaml_is_named(tmp_path):
     (tmp_path / "behaviour.yaml").write_text("minimum: [")
     with pytest.raises(UsageError, match="behaviour.yaml: .*line 1"):
         behaviour.read(tmp_path / "behaviour.yaml")
+
+
+def test_the_example_of_the_readme_can_be_added_as_printed(tmp_path):
+    readme = (behaviour.CHECKS.parents[1] / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n(minimum:.*?)```", readme, re.DOTALL)
+    words = yaml.safe_load(behaviour.CHECKS.read_text(encoding="utf-8"))["words"]
+    cases = checks(tmp_path, words=words, **yaml.safe_load(example))
+    assert {case.kind for case in cases} == set(behaviour.KINDS)
 
 
 def test_the_checks_of_the_project_cover_both_languages_alike():
