@@ -137,6 +137,31 @@ def bootstrap(truth: np.ndarray, decisions: np.ndarray, resamples: int, seed: in
     return {name: interval(values) for name, values in f1.items()}
 
 
+def bootstrap_areas(truth: np.ndarray, probability: np.ndarray, resamples: int, seed: int) -> dict[str, list[float]]:
+    """95 % percentile intervals of both areas of one binary label: {"pr_auc": [low, high], "roc_auc"}; see `areas`.
+
+    The rows are sorted once; a resample only changes how often each of them counts.
+
+    Args:
+        truth: 0/1 [N], both present.
+        probability: float [N].
+    """
+    order = np.argsort(-probability, kind="stable")
+    positive, ends = truth[order], np.flatnonzero(np.diff(probability[order], append=-1.0))  # equal scores count as one
+    generator, found = np.random.default_rng(seed), []
+    for _ in range(resamples):
+        times = np.bincount(generator.integers(len(truth), size=len(truth)), minlength=len(truth))
+        hits, taken = np.cumsum(times * positive)[ends], np.cumsum(times)[ends]
+        if not 0 < hits[-1] < taken[-1]:
+            continue  # only one class was drawn: no curve
+        pr_auc = (np.diff(hits, prepend=0) * hits / np.maximum(taken, 1)).sum() / hits[-1]
+        alarms = taken - hits
+        roc_auc = np.trapezoid(np.append(0, hits), np.append(0, alarms)) / (hits[-1] * alarms[-1])
+        found.append((pr_auc, roc_auc))
+    pr_auc, roc_auc = np.transpose(found)
+    return {"pr_auc": interval(pr_auc), "roc_auc": interval(roc_auc)}
+
+
 def gain(truth: np.ndarray, ours: np.ndarray, theirs: np.ndarray, resamples: int, seed: int) -> dict[str, dict]:
     """How much better our decisions are than theirs: {"f1_toxic": {"gain", "interval"}, "f1_types": …}.
 
@@ -176,6 +201,9 @@ def summary(
         resamples, seed: of the bootstrap.
     """
     intervals = bootstrap(truth, decisions, resamples, seed)
+    of_toxic = areas(truth[:, 0], probabilities[:, 0])
+    if of_toxic["pr_auc"] is not None:
+        intervals |= bootstrap_areas(truth[:, 0], probabilities[:, 0], resamples, seed)
     per_type = of_types(truth, probabilities, decisions)
     precision, recall, _, _ = precision_recall_fscore_support(
         truth[:, 0], decisions[:, 0], average="binary", zero_division=0.0
@@ -196,7 +224,7 @@ def summary(
         "intervals": intervals,
         "types": per_type,
         "languages": per_language,
-        **areas(truth[:, 0], probabilities[:, 0]),
+        **of_toxic,
         "calibration": calibration(truth[:, 0], probabilities[:, 0]),
     }
 

@@ -1,6 +1,8 @@
 """Evaluation for real, of a model of random weights: what it can't do, the figures must say."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -10,7 +12,7 @@ from mlflow import MlflowClient
 from tasks import config as configuration
 from tasks import files, metrics
 from tasks.labels import LABELS
-from tasks.promotion import registry
+from tasks.promotion import gate, registry, report
 from tasks.run import find
 from tasks.training import base_model, baseline, checkpoint, evaluate, model
 
@@ -131,6 +133,24 @@ def test_plots_and_their_data_are_in_the_workspace_and_in_mlflow(evaluated):
     assert logged["gain_over_baseline_f1_toxic_low"] == pytest.approx(
         result["gain"]["baseline"]["f1_toxic"]["interval"][0]
     )
+
+
+def test_the_report_shows_all_of_it_and_loads_nothing(evaluated):
+    config, run, result = evaluated
+    counts = {"train": {"en": {"rows": 80, "toxic": 40}}}
+    run.save("prepare", {"labels": counts, "natural_toxic_share": {"en": 0.1, "ru": 0.3}})
+    for step in ("validate_raw", "validate_prepared"):
+        run.save(step, {"step": step, "expectations": [], "warnings": 0})
+    checks = gate.judge(config, result)
+    run.save("gate", {"version": 1, "champion": 1, "passed": True, "hold": None, "checks": checks})
+    run.save("evaluate", result)
+    page = Path(report.run(config, run)["report"]).read_text(encoding="utf-8")
+    assert "Over the baseline:" in page and "Over the champion:" in page
+    assert "at its natural 10 % toxic" in page and "PR-AUC toxic" in page
+    (errors,) = re.findall(r'aria-label="Most confident errors">(.*?)</table>', page, re.DOTALL)
+    assert errors.count('class="blurred"') == len(files.read_json(run.folder / "errors.json"))
+    assert page.count("data:image/png;base64,") == 5
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page)
 
 
 def test_the_result_is_plain_json(evaluated):

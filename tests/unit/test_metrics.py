@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from sklearn.metrics import average_precision_score, f1_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from torchmetrics.functional.classification import binary_calibration_error
 
 from tasks import metrics
@@ -145,6 +145,18 @@ def test_the_intervals_are_those_of_scipy():
     assert ours["insult"] == pytest.approx(insult, abs=0.012)
     micro = interval(truth[known, 1:], answers[known, 1:], lambda t, d: f1_score(t, d, average="micro"))
     assert ours["f1_types"] == pytest.approx(micro, abs=0.008)
+
+
+def test_the_intervals_of_the_areas_are_those_of_resampled_scikit_learn():
+    generator = np.random.default_rng(14)
+    truth = generator.integers(0, 2, size=300)
+    probability = np.clip(truth * 0.3 + generator.random(300) * 0.7, 0, 1).round(2)  # rounded: equal scores occur
+    ours, draws = metrics.bootstrap_areas(truth, probability, 400, seed=5), np.random.default_rng(5)
+    rows = [draws.integers(300, size=300) for _ in range(400)]
+    order = np.argsort(-probability, kind="stable")
+    for name, figure in (("pr_auc", average_precision_score), ("roc_auc", roc_auc_score)):
+        theirs = [figure(truth[order][chosen], probability[order][chosen]) for chosen in rows]
+        assert ours[name] == pytest.approx(metrics.interval(np.array(theirs)))
 
 
 def test_a_model_gains_nothing_over_itself():
