@@ -30,7 +30,7 @@ def run(config: Config, run: Run) -> dict:
         "words": words,
         "figure": lambda value: "–" if value is None else f"{value:.3f}".replace("-", "−"),
         "signed": lambda value: f"{value:+.3f}".replace("-", "−"),
-        "percent": lambda value: f"{100 * value:.1f} %".replace(".0 %", " %"),
+        "percent": lambda value: f"{100 * value:.1f}".removesuffix(".0") + "\u00a0%",
     }
     against = "champion" if evaluated["champion"] else "baseline"
     predictions = pl.read_parquet(run.folder / "predictions.parquet")

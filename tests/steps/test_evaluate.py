@@ -146,7 +146,7 @@ def test_the_report_shows_all_of_it_and_loads_nothing(evaluated):
     run.save("evaluate", result)
     page = Path(report.run(config, run)["report"]).read_text(encoding="utf-8")
     assert "Over the baseline:" in page and "Over the champion:" in page
-    assert "at its natural 10 % toxic" in page and "PR-AUC toxic" in page
+    assert "at its natural 10\u00a0% toxic" in page and "PR-AUC toxic" in page
     (errors,) = re.findall(r'aria-label="Most confident errors">(.*?)</table>', page, re.DOTALL)
     assert errors.count('class="blurred"') == len(files.read_json(run.folder / "errors.json"))
     assert page.count("data:image/png;base64,") == 5
