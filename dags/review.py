@@ -12,6 +12,8 @@ from airflow.sdk import Context, Param
 from dags.steps import run_folder
 
 APPROVE, REJECT = "Approve", "Reject"
+FIGURES = {"f1_toxic": "F1 toxic", "f1_types": "F1 types"}
+LANGUAGES = {"en": "English", "ru": "Russian"}
 
 
 def review_task() -> "ReviewOperator":
@@ -86,6 +88,9 @@ def body(folder: Path) -> str:
         *([f"**Held**: {gate['hold']}. Automatic promotion waits for a person."] if gate["hold"] else []),
         table(["Check", "Measured", "Required", "Verdict"], [check_row(check) for check in gate["checks"]]),
         table(["On the same test messages", "New", "Champion", "Baseline"], comparison(evaluate)),
+        table(
+            ["What the new one gains, with 95 % interval", "Over the champion", "Over the baseline"], gains(evaluate)
+        ),
         f"Report with slices, examples and plots: `{folder / 'report.html'}`",
         f"[Version {version} in MLflow]({registry}/#/models/{mlflow['registered_model']}/versions/{version})",
         f"**{APPROVE}** exports the model, proves it in a second Triton server, then swaps it into the live one; a "
@@ -103,13 +108,27 @@ def check_row(check: dict) -> list[str]:
 
 
 def comparison(evaluate: dict) -> list[list[str]]:
-    models = [evaluate["challenger"], evaluate["champion"] or {}, evaluate["baseline"]]
-    names = {"f1_toxic": "F1 toxic", "f1_types": "F1 types"}
-    return [[title, *(number(model.get(name)) for model in models)] for name, title in names.items()]
+    """Rows of each F1 by model, overall, by language and in the behavioural checks."""
+    models = [evaluate["challenger"], evaluate["champion"], evaluate["baseline"]]
+    names = {**FIGURES, "f1_types_macro": "F1 types, macro", "behaviour": "Behavioural checks passed"}
+    rows = [[title, *(number(model and model[name]) for model in models)] for name, title in names.items()]
+    for language in evaluate["challenger"]["languages"]:
+        figures = [model and model["languages"][language]["f1_toxic"] for model in models]
+        rows.insert(-1, [f"F1 toxic, {LANGUAGES[language]}", *map(number, figures)])
+    return rows
+
+
+def gains(evaluate: dict) -> list[list[str]]:
+    others = [evaluate["gain"].get("champion"), evaluate["gain"]["baseline"]]
+    return [[title, *(signed(other and other[name]) for other in others)] for name, title in FIGURES.items()]
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
+
+
+def signed(gain: dict | None) -> str:
+    return "–" if gain is None else "{:+.3f} ({:+.3f} to {:+.3f})".format(gain["gain"], *gain["interval"])
 
 
 def number(value: float | None) -> str:

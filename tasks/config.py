@@ -187,8 +187,8 @@ class Minimum(Check):
     min: float = Score
 
 
-class Baseline(Check):
-    margin: float = Score
+class Gain(Check):
+    min: float = Field(ge=-1, lt=1)
 
 
 class Champion(Check):
@@ -212,7 +212,7 @@ class Parity(Section):
 class Gate(Section):
     toxic: Minimum
     types: Minimum
-    baseline: Baseline
+    min_gain_over_baseline: Gain
     champion: Champion
     language: Minimum
     calibration: Calibration

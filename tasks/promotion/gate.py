@@ -1,6 +1,7 @@
 """Hold a version's figures against its limits: named checks, each with value, limit, verdict and a sentence."""
 
 import logging
+import operator
 
 from tasks.config import Config
 from tasks.errors import Skip
@@ -10,6 +11,7 @@ from tasks.run import Run
 
 log = logging.getLogger(__name__)
 
+FIGURES = {"f1_toxic": "F1 toxic", "f1_types": "F1 types"}
 LANGUAGE_NAMES = {"en": "English", "ru": "Russian"}
 
 
@@ -46,15 +48,14 @@ def judge(config: Config, evaluated: dict) -> list[dict]:
     checks = [
         at_least("f1_toxic", "F1 toxic", challenger["f1_toxic"], gate.toxic.min, gate.toxic.binds),
         at_least("f1_types", "F1 types", challenger["f1_types"], gate.types.min, gate.types.binds),
-        at_least(
-            "baseline",
-            "F1 toxic against the baseline's",
-            challenger["f1_toxic"],
-            evaluated["baseline"]["f1_toxic"] + gate.baseline.margin,
-            gate.baseline.binds,
-        ),
     ]
-    for figure, words in (("f1_toxic", "F1 toxic"), ("f1_types", "F1 types")):
+    for figure, words in FIGURES.items():
+        gain = evaluated["gain"]["baseline"][figure]
+        lower = gain and gain["interval"][0]
+        words = f"Gain in {words} over the baseline, lower end at 95 %"
+        limit = gate.min_gain_over_baseline
+        checks.append(above(f"gain_{figure}", words, lower, limit.min, limit.binds))
+    for figure, words in FIGURES.items():
         limit = champion and champion[figure] - gate.champion.tolerance
         words = f"{words} against the champion's"
         checks.append(at_least(f"champion_{figure}", words, challenger[figure], limit, gate.champion.binds))
@@ -74,15 +75,22 @@ def at_least(name: str, words: str, value: float | None, limit: float | None, bi
     return _check(name, words, value, limit, binds, ">=", "below")
 
 
+def above(name: str, words: str, value: float | None, limit: float | None, binds: bool) -> dict:
+    return _check(name, words, value, limit, binds, ">", "not above")
+
+
 def at_most(name: str, words: str, value: float | None, limit: float | None, binds: bool) -> dict:
     return _check(name, words, value, limit, binds, "<=", "above")
+
+
+HOLDS = {">=": operator.ge, ">": operator.gt, "<=": operator.le}
 
 
 def _check(name, words, value, limit, binds, comparison, wrong_side) -> dict:
     check = {"name": name, "title": words, "value": value, "limit": limit, "comparison": comparison, "binds": binds}
     if value is None or limit is None:
         return {**check, "passed": None, "sentence": f"{words}: does not apply, there is nothing to compare with"}
-    passed = bool(value >= limit if comparison == ">=" else value <= limit)
+    passed = bool(HOLDS[comparison](value, limit))
     relation = f"meets {limit:.3f}" if passed else f"is {wrong_side} {limit:.3f}"
     return {**check, "passed": passed, "sentence": f"{words} {value:.3f} {relation}"}
 

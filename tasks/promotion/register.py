@@ -80,6 +80,8 @@ def lineage(config: Config, run: Run, model_version: str) -> dict[str, str]:
         "base_sha256": trained["base_sha256"],
         "f1_toxic": f"{evaluated['challenger']['f1_toxic']:.4f}",
         "f1_types": f"{evaluated['challenger']['f1_types']:.4f}",
+        "baseline_f1_toxic": f"{evaluated['baseline']['f1_toxic']:.4f}",
+        "baseline_f1_types": f"{evaluated['baseline']['f1_types']:.4f}",
     }
 
 

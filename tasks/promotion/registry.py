@@ -58,13 +58,14 @@ def training_run(config: Config, run: Run) -> str:
     return created.info.run_id
 
 
-def log_to_run(config: Config, mlflow_run: str, figures: dict[str, float], files=()) -> None:
-    """Adds figures and files to the MLflow run of a training."""
-    mlflow = client(config)
-    for key, value in figures.items():
-        mlflow.log_metric(mlflow_run, key, value)
+def log_to_run(config: Config, mlflow_run: str, figures: dict[str, float], files=(), folder: str | None = None) -> None:
+    """Adds figures, and files in a folder of its artifacts, to the MLflow run of a training."""
+    from mlflow.entities import Metric
+
+    mlflow, now = client(config), int(time.time() * 1000)
+    mlflow.log_batch(mlflow_run, metrics=[Metric(key, value, now, 0) for key, value in figures.items()])
     for file in files:
-        mlflow.log_artifact(mlflow_run, str(file))
+        mlflow.log_artifact(mlflow_run, str(file), folder)
 
 
 def candidate(config: Config, run: Run) -> int:

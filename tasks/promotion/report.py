@@ -16,7 +16,7 @@ from tasks.run import Run
 log = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-SHOWN = 200  # changed messages on the page; all of them are in predictions.parquet
+SHOWN = 200  # rows of a table on the page; all changed messages are in predictions.parquet
 
 
 def run(config: Config, run: Run) -> dict:
@@ -25,8 +25,13 @@ def run(config: Config, run: Run) -> dict:
 
     verdict, evaluated = run.result("gate"), run.result("evaluate")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["mark"] = mark
-    environment.filters["figure"] = lambda value: "–" if value is None else f"{value:.3f}"
+    environment.filters |= {
+        "mark": mark,
+        "words": words,
+        "figure": lambda value: "–" if value is None else f"{value:.3f}".replace("-", "−"),
+        "signed": lambda value: f"{value:+.3f}".replace("-", "−"),
+        "percent": lambda value: f"{100 * value:.1f}".removesuffix(".0") + "\u00a0%",
+    }
     against = "champion" if evaluated["champion"] else "baseline"
     predictions = pl.read_parquet(run.folder / "predictions.parquet")
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -40,6 +45,9 @@ def run(config: Config, run: Run) -> dict:
         against=against,
         changed=changed(predictions, against),
         shown=SHOWN,
+        errors=files.read_json(run.folder / "errors.json"),
+        capabilities=by_language(evaluated["behaviour"]["capabilities"]),
+        failed=files.read_json(run.folder / "behaviour.json")["challenger"]["failed"],
         plots=pictures(config.workspace / "plots" / run.id),
         prepared=run.result("prepare"),
         validation=[run.result(step) for step in ("validate_raw", "validate_prepared")],
@@ -82,6 +90,14 @@ def changed(predictions: pl.DataFrame, against: str) -> list[dict]:
             }
         )
     return sorted(rows, key=lambda row: (row["better"] is None, -abs(row["score"] - 0.5)))
+
+
+def by_language(capabilities: list[dict]) -> dict[tuple[str, str], dict[str, dict]]:
+    """Behavioural pass rates as the page shows them: {(kind, capability): {language: {cases, pass_rate}}}."""
+    found = {}
+    for row in capabilities:
+        found.setdefault((row["kind"], row["capability"]), {})[row["language"]] = row
+    return found
 
 
 def words(found: dict) -> str:

@@ -93,6 +93,17 @@ def steps(tmp_path, workspace, monkeypatch):
     return plan
 
 
+def figures(toxic: float, types: float) -> dict:
+    languages = {"en": {"f1_toxic": toxic + 0.01}, "ru": {"f1_toxic": toxic - 0.01}}
+    return {
+        "f1_toxic": toxic,
+        "f1_types": types,
+        "f1_types_macro": types - 0.1,
+        "languages": languages,
+        "behaviour": 0.8,
+    }
+
+
 def results(mode="auto", hold=None) -> dict[str, str]:
     """The files that the review reads in a run folder."""
     checks = [
@@ -102,9 +113,13 @@ def results(mode="auto", hold=None) -> dict[str, str]:
     ]
     mlflow = "mlflow: {tracking_uri: 'http://mlflow.example', registered_model: toxic_classificator}\n"
     evaluate = {
-        "challenger": {"f1_toxic": 0.9123, "f1_types": 0.77},
-        "champion": {"f1_toxic": 0.9011, "f1_types": 0.75},
-        "baseline": {"f1_toxic": 0.88, "f1_types": 0.734},
+        "challenger": figures(0.9123, 0.77),
+        "champion": figures(0.9011, 0.75),
+        "baseline": figures(0.88, 0.734),
+        "gain": {
+            "champion": {"f1_toxic": {"gain": 0.0112, "interval": [-0.004, 0.025]}, "f1_types": None},
+            "baseline": {name: {"gain": 0.0323, "interval": [0.02, 0.045]} for name in ("f1_toxic", "f1_types")},
+        },
     }
     gate = {"passed": True, "hold": hold, "version": 7, "champion": 6, "checks": checks}
     return {

@@ -129,6 +129,9 @@ def test_a_person_reads_the_figures_and_approves(run, steps):
     assert "| Calibration error | 0.130 | <= 0.100 | missed, only a warning |" in body
     assert "| F1 types against the champion's | 0.770 | – | nothing to compare with |" in body
     assert "| F1 toxic | 0.912 | 0.901 | 0.880 |" in body
+    assert "| F1 toxic, Russian | 0.902 | 0.891 | 0.870 |" in body
+    assert "| F1 toxic | +0.011 (-0.004 to +0.025) | +0.032 (+0.020 to +0.045) |" in body
+    assert "| F1 types | – | +0.032 (+0.020 to +0.045) |" in body
     assert "http://mlflow.example/#/models/toxic_classificator/versions/7" in body
     assert "report.html" in body
 

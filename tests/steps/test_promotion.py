@@ -28,7 +28,7 @@ def run(config):
     return made
 
 
-def evaluated(f1_toxic=0.90, f1_types=0.80, champion=None, champion_version=None):
+def evaluated(f1_toxic=0.90, f1_types=0.80, champion=None, champion_version=None, gain=(0.01, 0.05)):
     def figures(toxic, types):
         languages = {"en": {"f1_toxic": toxic, "rows": 10}, "ru": {"f1_toxic": toxic, "rows": 10}}
         return {"f1_toxic": toxic, "f1_types": types, "languages": languages, "calibration": {"ece": 0.02}}
@@ -38,8 +38,15 @@ def evaluated(f1_toxic=0.90, f1_types=0.80, champion=None, champion_version=None
         "champion": champion and figures(*champion),
         "champion_version": champion_version,
         "baseline": figures(0.88, 0.7),
+        "gain": {
+            "baseline": dict(zip(("f1_toxic", "f1_types"), (None if low is None else gained(low) for low in gain)))
+        },
         "behaviour": {"pass_rate": 0.9},
     }
+
+
+def gained(low):
+    return {"gain": low + 0.02, "interval": [low, low + 0.04]}
 
 
 def verdicts(config, **figures):
@@ -79,12 +86,30 @@ def test_the_champion_is_compared_within_the_tolerance(config):
     assert verdicts(default, champion=(0.90, 0.81))["champion_f1_types"] == "failed"
 
 
+def test_a_gain_over_the_baseline_that_is_not_certain_stops_the_real_model(config, run):
+    default = config.model_copy(update={"gate": configuration.load().gate})
+    run.save("evaluate", evaluated(gain=(-0.002, 0.01)))
+    with pytest.raises(Skip, match="Gain in F1 toxic over the baseline, lower end at 95 % -0.002 is not above 0.000"):
+        gate.run(default, run)
+
+
+def test_both_gains_over_the_baseline_count_where_they_can_be_measured(config):
+    default = config.model_copy(update={"gate": configuration.load().gate})
+    assert verdicts(default, gain=(0.001, 0.0))["gain_f1_types"] == "failed"
+    assert verdicts(default, gain=(0.001, -0.1))["gain_f1_toxic"] == "passed"
+    assert verdicts(default, gain=(0.001, None))["gain_f1_types"] == "n/a"
+    demanding = default.gate.min_gain_over_baseline.model_copy(update={"min": 0.03})
+    asks_more = default.gate.model_copy(update={"min_gain_over_baseline": demanding})
+    assert verdicts(config.model_copy(update={"gate": asks_more}))["gain_f1_toxic"] == "failed"
+
+
 def test_what_only_warns_does_not_stop(config, run):
-    run.save("evaluate", evaluated(f1_toxic=0.86, champion=(0.95, 0.9), champion_version=7))
+    poor = evaluated(f1_toxic=0.86, champion=(0.95, 0.9), champion_version=7, gain=(-0.06, 0.05))
+    run.save("evaluate", poor)
     verdict = gate.run(config, run)
     assert verdict["passed"]
     assert {check["name"] for check in verdict["checks"] if gate.mark(check) == "warning"} == {
-        "baseline",
+        "gain_f1_toxic",
         "champion_f1_toxic",
         "champion_f1_types",
     }

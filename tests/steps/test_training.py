@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from tasks import config as configuration
-from tasks import files, metrics
+from tasks import files
 from tasks.errors import UsageError
 from tasks.labels import LABELS
-from tasks.training import base_model, baseline, behaviour, checkpoint, data, model, module
+from tasks.training import base_model, checkpoint, data, model, module
 
 ROOT = Path(__file__).parents[2]
 
@@ -227,21 +227,3 @@ def test_another_base_is_refused(config, trained, tmp_path):
     files.write_json(folder / "training.json", {**training, "base_sha256": "0" * 64})
     with pytest.raises(Exception, match="trained on a base with hash 000000000000"):
         checkpoint.add_merged(folder, config.workspace)
-
-
-def test_the_baseline_learns_and_survives_a_label_never_seen():
-    train, test = rows(200, seed=3), rows(60, seed=4)
-    (scores,) = baseline.probabilities(train, test)
-    assert metrics.f1_toxic(metrics.truth_of(test), scores >= 0.5) > 0.95
-    assert (scores[:, 1] == 0).all()
-
-
-def test_behavioural_checks_tell_a_good_from_a_bad_model():
-    insults = ("idiot", "moron", "идиот", "дурак")
-
-    def good(texts):
-        return np.array([0.9 if any(word in text.lower() for word in insults) else 0.1 for text in texts])
-
-    assert behaviour.check(good, 0.5)["pass_rate"] == 1.0
-    bad = behaviour.check(lambda texts: 1 - good(texts), 0.5)
-    assert bad["kinds"]["minimum"] == 0 and bad["kinds"]["direction"] == 0

@@ -50,7 +50,9 @@ def test_the_defaults_are_the_mission():
 def test_the_demo_profile_still_binds_the_two_limits():
     gate = config.load(["profile=demo"]).gate
     assert (gate.toxic.min, gate.toxic.binds, gate.types.min, gate.types.binds) == (0.85, True, 0.70, True)
-    assert not any(check.binds for check in (gate.baseline, gate.calibration, gate.behaviour, gate.latency))
+    assert not any(
+        check.binds for check in (gate.min_gain_over_baseline, gate.calibration, gate.behaviour, gate.latency)
+    )
 
 
 def test_a_group_named_beside_a_profile_wins():

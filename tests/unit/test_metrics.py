@@ -1,9 +1,14 @@
+import time
+
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score
+import torch
+from scipy import stats
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from torchmetrics.functional.classification import binary_calibration_error
 
 from tasks import metrics
-from tasks.labels import answer
+from tasks.labels import TYPES, answer
 
 TRUTH = np.array(
     [[1, 0, 1, 0, 1, 0], [1, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0], [1, -1, -1, -1, -1, -1], [0, -1, -1, -1, -1, -1]]
@@ -12,6 +17,15 @@ TRUTH = np.array(
 
 def decided(*rows):
     return np.array(rows, dtype=bool)
+
+
+def made(rows: int, wrong: float, seed: int, unknown: float = 0.4):
+    """Truth with types on some rows, and decisions of which a share is wrong."""
+    generator = np.random.default_rng(seed)
+    truth = generator.integers(0, 2, size=(rows, 6))
+    decisions = (truth == 1) ^ (generator.random((rows, 6)) < wrong)
+    truth[: int(rows * unknown), 1:] = metrics.UNKNOWN
+    return truth, decisions
 
 
 def test_f1_toxic_counts_every_row():
@@ -48,34 +62,163 @@ def test_a_label_never_seen_keeps_one_half():
     assert (metrics.choose_thresholds(truth, np.random.default_rng(0).random((10, 6))) == 0.5).all()
 
 
-def test_the_bootstrap_interval_holds_the_figure_and_narrows_with_rows():
-    generator = np.random.default_rng(1)
-
-    def interval(rows):
-        truth = generator.integers(0, 2, size=(rows, 6))
-        decisions = (truth == 1) ^ (generator.random((rows, 6)) < 0.1)
-        low, high = metrics.bootstrap(truth, decisions, 300, seed=0)["f1_toxic"]
-        assert low <= metrics.f1_toxic(truth, decisions) <= high
-        return high - low
-
-    assert interval(2000) < interval(100) / 2
+# Calibration ----------------------------------------------------------------------------------------------------------
 
 
 def test_calibration_error_of_a_calibrated_and_an_overconfident_model():
     generator = np.random.default_rng(2)
     probability = generator.random(20000)
     truth = (generator.random(20000) < probability).astype(int)
-    assert metrics.expected_calibration_error(truth, probability)["ece"] < 0.02
+    assert metrics.calibration(truth, probability)["ece"] < 0.02
     coin = generator.integers(0, 2, size=20000)
-    assert metrics.expected_calibration_error(coin, np.full(20000, 0.99))["ece"] == pytest.approx(0.49, abs=0.02)
+    assert metrics.calibration(coin, np.full(20000, 0.99))["ece"] == pytest.approx(0.49, abs=0.02)
+
+
+def test_calibration_error_is_that_of_torchmetrics_and_its_bins_hold_every_row():
+    generator = np.random.default_rng(3)
+    probability = np.concatenate([generator.random(500) ** 3, np.zeros(20), np.ones(20)])
+    truth = (generator.random(540) < probability).astype(int)
+    found = metrics.calibration(truth, probability)
+    assert sum(found["count"]) == 540
+    assert len(found["count"]) == len(found["share"]) == len(found["confidence"])
+    theirs = binary_calibration_error(torch.tensor(probability), torch.tensor(truth), n_bins=15, norm="l1")
+    assert found["ece"] == pytest.approx(float(theirs), abs=1e-6)
+
+
+# The natural share ----------------------------------------------------------------------------------------------------
+
+
+def test_the_weighted_f1_by_hand():
+    # 4 of 8 messages are toxic; naturally 1 of 5 is. Weights: toxic 0.2/0.5, others 0.8/0.5.
+    toxic = np.array([1, 1, 1, 1, 0, 0, 0, 0])
+    found = np.array([1, 1, 1, 0, 1, 0, 0, 0])
+    truth, decisions = np.repeat(toxic[:, None], 6, axis=1), np.repeat(found[:, None], 6, axis=1).astype(bool)
+    natural = metrics.of_language(truth, found[:, None], decisions, 0.2, resamples=100, seed=0)["natural"]
+    hits, missed, alarms = 3 * 0.4, 1 * 0.4, 1 * 1.6
+    assert natural["f1_toxic"] == pytest.approx(2 * hits / (2 * hits + missed + alarms))
+    assert natural["precision_toxic"] == pytest.approx(hits / (hits + alarms))
+    assert natural["recall_toxic"] == pytest.approx(3 / 4)
+
+
+def test_the_natural_figure_at_the_share_of_the_rows_is_the_plain_one():
+    truth, decisions = made(500, 0.2, seed=4, unknown=0)
+    found = metrics.of_language(truth, decisions * 1.0, decisions, truth[:, 0].mean(), resamples=200, seed=0)
+    assert found["natural"]["f1_toxic"] == pytest.approx(found["f1_toxic"])
+    assert found["natural"]["interval"] == pytest.approx(found["interval"])
+
+
+def test_without_a_natural_share_or_with_one_class_there_is_no_natural_figure():
+    truth, decisions = made(50, 0.2, seed=5, unknown=0)
+    assert metrics.of_language(truth, decisions * 1.0, decisions, None, 100, 0)["natural"] is None
+    clean = np.zeros_like(truth)
+    assert metrics.of_language(clean, decisions * 1.0, decisions, 0.1, 100, 0)["natural"] is None
+
+
+# Intervals ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_bootstrap_interval_holds_the_figure_and_narrows_with_rows():
+    def width(rows):
+        truth, decisions = made(rows, 0.1, seed=rows)
+        low, high = metrics.bootstrap(truth, decisions, 300, seed=0)["f1_toxic"]
+        assert low <= metrics.f1_toxic(truth, decisions) <= high
+        return high - low
+
+    assert width(2000) < width(100) / 2
+
+
+def test_the_intervals_are_those_of_scipy():
+    truth, decisions = made(400, 0.15, seed=6)
+    ours = metrics.bootstrap(truth, decisions, 20_000, seed=0)
+    known, answers = metrics.types_known(truth), metrics.answered(decisions)
+
+    def interval(truth, decisions, figure):
+        index = (np.arange(len(truth)),)
+        found = stats.bootstrap(
+            index, lambda rows: figure(truth[rows], decisions[rows]), vectorized=False, n_resamples=1000,
+            method="percentile", rng=np.random.default_rng(1),
+        )  # fmt: skip
+        return [found.confidence_interval.low, found.confidence_interval.high]
+
+    assert ours["f1_toxic"] == pytest.approx(interval(truth[:, 0], decisions[:, 0], f1_score), abs=0.008)
+    insult = interval(truth[known, 4], answers[known, 4], f1_score)
+    assert ours["insult"] == pytest.approx(insult, abs=0.012)
+    micro = interval(truth[known, 1:], answers[known, 1:], lambda t, d: f1_score(t, d, average="micro"))
+    assert ours["f1_types"] == pytest.approx(micro, abs=0.008)
+
+
+def test_the_intervals_of_the_areas_are_those_of_resampled_scikit_learn():
+    generator = np.random.default_rng(14)
+    truth = generator.integers(0, 2, size=300)
+    probability = np.clip(truth * 0.3 + generator.random(300) * 0.7, 0, 1).round(2)  # rounded: equal scores occur
+    ours, draws = metrics.bootstrap_areas(truth, probability, 400, seed=5), np.random.default_rng(5)
+    rows = [draws.integers(300, size=300) for _ in range(400)]
+    order = np.argsort(-probability, kind="stable")
+    for name, figure in (("pr_auc", average_precision_score), ("roc_auc", roc_auc_score)):
+        theirs = [figure(truth[order][chosen], probability[order][chosen]) for chosen in rows]
+        assert ours[name] == pytest.approx(metrics.interval(np.array(theirs)))
+
+
+def test_a_model_gains_nothing_over_itself():
+    truth, decisions = made(500, 0.1, seed=7)
+    found = metrics.gain(truth, decisions, decisions, 500, seed=0)
+    assert found["f1_toxic"] == {"gain": 0.0, "interval": [0.0, 0.0]} == found["f1_types"]
+
+
+def test_a_clearly_better_model_gains_for_certain_and_a_worse_one_loses():
+    truth, better = made(600, 0.05, seed=8)
+    _, worse = made(600, 0.25, seed=8)
+    up, down = (metrics.gain(truth, *pair, 500, seed=0) for pair in ((better, worse), (worse, better)))
+    for name, figure in (("f1_toxic", metrics.f1_toxic), ("f1_types", metrics.f1_types)):
+        assert up[name]["gain"] == pytest.approx(figure(truth, better) - figure(truth, worse))
+        assert 0 < up[name]["interval"][0] < up[name]["gain"] < up[name]["interval"][1]
+        assert down[name]["interval"][1] < 0
+
+
+def test_pairing_sees_a_small_gain_that_separate_intervals_hide():
+    truth, worse = made(2000, 0.2, seed=9)
+    better = worse.copy()
+    corrected = np.flatnonzero(better[:, 0] != truth[:, 0])[:15]
+    better[corrected, 0] = truth[corrected, 0] == 1
+    apart = [metrics.bootstrap(truth, decisions, 1000, seed=0)["f1_toxic"] for decisions in (better, worse)]
+    assert apart[0][0] < apart[1][1]
+    assert metrics.gain(truth, better, worse, 1000, seed=0)["f1_toxic"]["interval"][0] > 0
+
+
+def test_a_gain_in_types_needs_rows_with_types():
+    truth, decisions = made(50, 0.1, seed=10, unknown=1.0)
+    assert metrics.gain(truth, decisions, decisions, 100, seed=0)["f1_types"] is None
+
+
+def test_six_thousand_rows_are_resampled_within_two_seconds():
+    truth, ours = made(6000, 0.1, seed=11)
+    _, theirs = made(6000, 0.12, seed=12)
+    started = time.monotonic()
+    metrics.gain(truth, ours, theirs, 1000, seed=0)
+    assert time.monotonic() - started < 2
+
+
+# The summary ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_summary_answers_per_language_and_type():
-    generator = np.random.default_rng(3)
+    generator = np.random.default_rng(13)
     truth = generator.integers(0, 2, size=(60, 6))
     truth[30:, 1:] = metrics.UNKNOWN
+    truth[:30, 2] = 0
+    truth[3, 2] = 1
     probabilities = np.clip(np.abs(truth) * 0.8, 0.1, 0.9)
     languages = np.array(["en"] * 30 + ["ru"] * 30)
-    found = metrics.summary(truth, probabilities, probabilities >= 0.5, languages, 100, seed=0)
-    assert found["languages"]["ru"] == {"f1_toxic": 1.0, "rows": 30}
+    found = metrics.summary(truth, probabilities, probabilities >= 0.5, languages, {"en": 0.1}, 100, seed=0)
+    assert (found["languages"]["ru"]["f1_toxic"], found["languages"]["ru"]["rows"]) == (1.0, 30)
+    assert found["languages"]["ru"]["natural"] is None and found["languages"]["en"]["natural"]["toxic_share"] == 0.1
     assert found["types"]["insult"]["support"] == int(truth[:30, 4].sum())
+    insult = average_precision_score(truth[:30, 4], probabilities[:30, 4])
+    assert found["types"]["insult"]["pr_auc"] == pytest.approx(insult)
+    assert found["types"]["obscene"] == {
+        "f1": pytest.approx(truth[3, 0]),
+        "support": 1,
+        "pr_auc": None,
+        "roc_auc": None,
+    }
+    assert found["f1_types_macro"] == pytest.approx(np.mean([found["types"][name]["f1"] for name in TYPES]))
