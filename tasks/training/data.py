@@ -1,7 +1,6 @@
 """The prepared splits as optimiser steps: each a few packs of messages, in an order that the seed alone decides."""
 
 import random
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -87,11 +86,12 @@ def evened(steps: list[list[int]], number: int) -> list[list[int]]:
 class ToxicData(LightningDataModule):
     """Batches are lists of packs (see packed.pack), each with `truth`, float [B, 6]."""
 
-    def __init__(self, config: Config, workspace: Path, tokenizer, plan: Plan):
+    def __init__(self, config: Config, tokenizer, plan: Plan):
         super().__init__()
         self.config, self.plan, self.pad_token_id = config, plan, tokenizer.pad_token_id
         self.train, self.val = (
-            Messages(splits.read(workspace, split), tokenizer, config.model.max_length) for split in ("train", "val")
+            Messages(splits.read(config.workspace, split), tokenizer, config.model.max_length)
+            for split in ("train", "val")
         )
         epochs, parts = config.training.num_train_epochs, config.training.validations_per_epoch
         self.steps = Steps(self.train.lengths, plan.step_tokens, epochs, parts, config.seed)

@@ -97,6 +97,12 @@ class Sizes:
         width = c.hidden_size // c.num_attention_heads * c.num_key_value_heads
         return cls(c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers, width)
 
+    @property
+    def linear(self) -> int:
+        """Weights of the decoder's linear layers."""
+        h = self.hidden
+        return self.layers * (2 * h * h + 2 * h * self.key_values + 3 * h * self.intermediate)
+
     def need(self, mode: str, tokens: int, lora: Lora, model: Model) -> int:
         """Bytes that training takes at its peak with packs of `tokens` tokens: an estimate.
 
@@ -104,9 +110,8 @@ class Sizes:
         """
         bytes_each = 2 if model.compute_dtype == "bfloat16" else 4
         h, i, kv = self.hidden, self.intermediate, self.key_values
-        linear = self.layers * (2 * h * h + 2 * h * kv + 3 * h * i)
         packed = mode == "low" and model.load_in_4bit
-        weights = linear * (0.53 if packed else bytes_each) + self.vocabulary * h * bytes_each
+        weights = self.linear * (0.53 if packed else bytes_each) + self.vocabulary * h * bytes_each
         # Adapters in fp32, with their gradients and AdamW's two moments.
         adapters = 16 * lora.r * self.layers * (2 * (h + h) + 2 * (h + kv) + 3 * (h + i))
         layer = (12 * h + 3 * i) * bytes_each

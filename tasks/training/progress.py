@@ -89,7 +89,7 @@ class StepLines(Callback):
     def flush(self, trainer) -> None:
         from mlflow.entities import Metric
 
-        if self.losses:
+        if self.losses and trainer.logger:
             now, rate = int(time.time() * 1000), trainer.optimizers[0].param_groups[0]["lr"]
             losses = torch.stack(list(self.losses.values())).tolist()
             metrics = [Metric("train_loss", loss, now, step) for step, loss in zip(self.losses, losses)]

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 from tasks import files
@@ -51,34 +52,28 @@ def run(config: Config, run: Run) -> dict:
 
 def learn(config: Config, base: str, folder: Path, mlflow_run: str, heartbeat) -> None:
     """Writes folder/trained: the adapter of the best validation, and result.json; resumes where it was interrupted."""
-    from tasks.training import data, memory, model, module, packed, progress, resume
+    from pytorch_lightning.loggers import MLFlowLogger
+
+    from tasks.training import progress, resume
 
     heartbeat.now(f"loading {config.model.name}")
-    plan = memory.plan(config.training, config.model, base)
-    memory.keep_within(plan)
-    batches = data.ToxicData(config, config.workspace, model.load_tokenizer(base), plan)
-    quantised = {"high": "unpacked", "low": "nf4"}[plan.mode] if config.model.load_in_4bit else "plain"
-    network = model.add_adapter(
-        config.training.lora, model.load_base(config.model, base, config.seed, weights=quantised)
-    )
-    packed.use_packed_attention(network)
-    packed.prepare_layers(network, compiled=config.training.compile, checkpointed=plan.mode == "low")
-    classifier = module.ToxicClassifier(network, config, plan, batches.pad_token_id)
+    classifier, batches = build(config, base)
     lines = progress.StepLines(heartbeat)
-    heartbeat.now(f"training {config.model.name} on {len(batches.train)} messages: {plan}")
-    fit(config, folder, mlflow_run, classifier, batches, [lines, *progress.bar()])
+    heartbeat.now(f"training {config.model.name} on {len(batches.train)} messages")
+    logger = MLFlowLogger(config.mlflow.experiment, tracking_uri=config.mlflow.tracking_uri, run_id=mlflow_run)
+    fit(config, folder, classifier, batches, [lines, *progress.bar()], logger)
     classifier.take_best()
     with files.new_folder(folder / "trained") as trained:
-        network.save_pretrained(trained / "adapter")
+        classifier.network.save_pretrained(trained / "adapter")
         result = {
             "messages": len(batches.train),
             "steps": classifier.done,
             "bad_steps": classifier.bad_steps,
             "best_step": classifier.best["step"],
             "validation": classifier.best["figures"],
-            "memory": plan.mode,
+            "memory": batches.plan.mode,
+            "step_tokens": batches.plan.step_tokens,
             "pack_tokens": classifier.pack_tokens,
-            "step_tokens": plan.step_tokens,
             "messages_per_second": lines.messages_per_second,
             "peak_gib": progress.peak_gib(),
         }
@@ -87,11 +82,25 @@ def learn(config: Config, base: str, folder: Path, mlflow_run: str, heartbeat) -
         file.unlink()
 
 
-def fit(config: Config, folder: Path, mlflow_run: str, classifier, batches, callbacks: list) -> None:
+def build(config: Config, base: str):
+    """(ToxicClassifier, ToxicData), as memory allows: see memory.plan."""
+    from tasks.training import data, memory, model, module, packed
+
+    plan = memory.plan(config.training, config.model, base)
+    memory.keep_within(plan)
+    batches = data.ToxicData(config, model.load_tokenizer(base), plan)
+    weights = {"high": "unpacked", "low": "nf4"}[plan.mode] if config.model.load_in_4bit else "plain"
+    network = model.add_adapter(config.training.lora, model.load_base(config.model, base, config.seed, weights))
+    packed.use_packed_attention(network)
+    packed.prepare_layers(network, compiled=config.training.compile, checkpointed=plan.mode == "low")
+    return module.ToxicClassifier(network, config, plan, batches.pad_token_id), batches
+
+
+def fit(config: Config, folder: Path, classifier, batches, callbacks: list, logger=None) -> None:
     """Runs Lightning's loop over all steps, from the newest checkpoint in `folder` on if there is one."""
     import torch
     from pytorch_lightning import Trainer
-    from pytorch_lightning.loggers import MLFlowLogger
+    from pytorch_lightning.utilities.warnings import PossibleUserWarning
 
     from tasks.training import resume
 
@@ -103,7 +112,8 @@ def fit(config: Config, folder: Path, mlflow_run: str, classifier, batches, call
         accelerator="auto",
         devices=1,
         precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
-        logger=MLFlowLogger(config.mlflow.experiment, tracking_uri=config.mlflow.tracking_uri, run_id=mlflow_run),
+        logger=logger or False,
+        log_every_n_steps=1,  # progress.StepLines logs
         callbacks=[resume.Saves(folder, config.training.checkpoint_every_minutes), *callbacks],
         plugins=[resume.WholeFiles()],
         enable_checkpointing=False,
@@ -114,7 +124,9 @@ def fit(config: Config, folder: Path, mlflow_run: str, classifier, batches, call
     last = resume.newest(folder)
     if last:
         log.info("resuming from %s", last)
-    trainer.fit(classifier, batches, ckpt_path=last and str(last), weights_only=True)
+    # Lightning would have the loader remember where it was: data.Steps does.
+    with warnings.catch_warnings(action="ignore", category=PossibleUserWarning):
+        trainer.fit(classifier, batches, ckpt_path=last and str(last), weights_only=True)
 
 
 def merge(config: Config, run: Run, base: str, adapter: Path, heartbeat) -> tuple[dict, dict]:

@@ -19,14 +19,12 @@ from tasks import files, metrics
 from tasks.errors import StepFailed, UsageError
 from tasks.labels import LABELS
 from tasks.promotion import registry
-from tasks.run import find
 from tasks.training import (
     base_model,
     baseline,
     behaviour,
     checkpoint,
     data,
-    memory,
     model,
     module,
     packed,
@@ -200,22 +198,13 @@ class Losses(Callback):
 @pytest.fixture
 def learn(config, base, tmp_path):
     """Trains in this process: learn(name=value, …) → (losses by step, the classifier)."""
-    mlflow_run = registry.training_run(config, find(config.workspace, "in-process"))
 
     def go(folder=tmp_path / "going-on", dies_after=None, dropout=0.0, **changes):
-        changed = config.model_copy(update={"training": config.training.model_copy(update=changes)})
-        plan = memory.plan(changed.training, changed.model, base)
-        batches = data.ToxicData(changed, config.workspace, model.load_tokenizer(base), plan)
-        weights = {"high": "unpacked", "low": "nf4"}[plan.mode]
-        network = model.add_adapter(
-            config.training.lora.model_copy(update={"dropout": dropout}),
-            model.load_base(config.model, base, config.seed, weights),
-        )
-        packed.use_packed_attention(network)
-        packed.prepare_layers(network, compiled=False, checkpointed=plan.mode == "low")
-        classifier = module.ToxicClassifier(network, changed, plan, batches.pad_token_id)
+        lora = config.training.lora.model_copy(update={"dropout": dropout})
+        changed = config.model_copy(update={"training": config.training.model_copy(update={**changes, "lora": lora})})
+        classifier, batches = train.build(changed, base)
         losses = Losses(dies_after)
-        train.fit(changed, folder, mlflow_run, classifier, batches, [losses])
+        train.fit(changed, folder, classifier, batches, [losses])
         return losses.of, classifier
 
     return go
