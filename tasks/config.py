@@ -104,7 +104,7 @@ class Training(Section):
     per_device_train_batch_size: int = Field(ge=1)
     gradient_accumulation_steps: int = Field(ge=1)
     validations_per_epoch: int = Field(ge=1)
-    patience: int = Field(ge=0)
+    patience: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     lr_schedule: Literal["linear", "cosine"]
     warmup_ratio: float = Field(ge=0, lt=1)

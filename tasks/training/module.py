@@ -158,7 +158,7 @@ class ToxicClassifier(LightningModule):
         else:
             weights = {name: p.detach().cpu().clone() for name, p in self.trained.items()}
             self.best, self.since_best = {"step": self.done, "figures": found, "weights": weights}, 0
-        if self.since_best > self.config.patience:
+        if self.since_best >= self.config.patience:
             log.info("%d validations without a better F1: training stops early", self.since_best)
             self.trainer.should_stop = True
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,22 +13,24 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from mlflow import MlflowClient
 from pytorch_lightning import Callback
 
 from tasks import config as configuration
 from tasks import files, metrics
 from tasks.errors import StepFailed, UsageError
 from tasks.labels import LABELS
-from tasks.promotion import registry
 from tasks.training import (
     base_model,
     baseline,
     behaviour,
     checkpoint,
     data,
+    memory,
     model,
     module,
     packed,
+    progress,
     resume,
     train,
 )
@@ -273,6 +276,66 @@ def test_a_resumed_training_ends_with_the_same_losses_and_weights(learn, tmp_pat
     assert all(torch.equal(p, undisturbed.trained[name]) for name, p in resumed.trained.items())
 
 
+def test_training_stops_when_validation_gets_no_better(learn):
+    losses, classifier = learn(num_train_epochs=9, patience=2, learning_rate=1e-12)
+    assert len(losses) == 3 * 10 and classifier.best["step"] == 10
+
+
+def test_the_average_of_the_weights_is_what_is_validated_and_kept(learn):
+    _, plain = learn()
+    _, averaged = learn(ema_decay=0.9)
+    averaged.take_best()
+    for name, weight in plain.trained.items():
+        assert torch.equal(averaged.best["weights"][name], averaged.trained[name])
+    moved = [name for name, p in plain.trained.items() if not torch.equal(p, averaged.trained[name])]
+    assert moved == list(plain.trained)
+
+
+def test_sigterm_is_the_steps_own_again_after_training(learn):
+    before = signal.getsignal(signal.SIGTERM)
+    learn(num_train_epochs=1)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_intact(learn, tmp_path):
+    folder = tmp_path / "full"
+    with pytest.raises(KeyError, match="killed"):
+        learn(folder=folder, dies_after=3, checkpoint_every_minutes=1e-9)
+    newest, size = resume.found(folder)[0], resume.found(folder)[0].stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))  # no file can grow beyond
+    try:
+        with pytest.raises(StepFailed, match=f"no checkpoint could be written to {folder}: .* free some disk"):
+            learn(folder=folder, checkpoint_every_minutes=1e-9)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert resume.newest(folder) == newest and {file.suffix for file in folder.iterdir()} == {".ckpt"}
+
+
+def test_memory_decides_how_training_is_computed_and_not_what_a_step_sees():
+    training = configuration.load(["profile=gpu", "training.per_device_train_batch_size=32"]).training
+    real = configuration.load(["profile=gpu"]).model
+    sizes = memory.Sizes(vocabulary=151936, hidden=1536, intermediate=8960, layers=28, key_values=256)
+
+    def plan(gib, **changes):
+        return memory.choose(training.model_copy(update=changes), real, sizes, gib * 2**30)
+
+    plans = [plan(gib) for gib in (76, 30, 16, 12, 8, 5, 1)]
+    assert {p.step_tokens for p in plans} == {16384}
+    assert [p.mode for p in plans] == ["high"] * 4 + ["low"] * 3
+    assert all(p.pack_tokens >= q.pack_tokens for p, q in zip(plans[:4], plans[1:4]))
+    assert plans[0].pack_tokens == 16384 and plans[-1].pack_tokens == 512
+    assert plan(76, memory="low").mode == "low" and plan(5, memory="high").mode == "high"
+    assert sizes.need("low", plan(76, memory="low").pack_tokens, training.lora, real) <= 7.5 * 2**30
+
+
+def test_silence_is_broken(caplog):
+    with caplog.at_level("INFO"), progress.Heartbeat(silence=0.05) as heartbeat:
+        heartbeat.now("merging")
+        time.sleep(0.2)
+    assert any(record.message.startswith("still merging, for ") for record in caplog.records)
+
+
 def command(config, step, *more, **environment):
     return [sys.executable, "commands.py", step, *overrides(config.workspace), *more], {
         "cwd": ROOT,
@@ -317,7 +380,7 @@ def test_a_killed_training_resumes_from_its_checkpoint(config, trained):
 
 
 def test_what_was_computed_twice_was_the_same(config, trained):
-    history = registry.client(config).get_metric_history(trained[0]["mlflow_run"], "train_loss")
+    history = MlflowClient(config.mlflow.tracking_uri).get_metric_history(trained[0]["mlflow_run"], "train_loss")
     losses = {}
     for metric in history:
         assert losses.setdefault(metric.step, metric.value) == metric.value
