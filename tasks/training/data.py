@@ -33,7 +33,7 @@ class Messages(Dataset):
 
 
 class Steps(Sampler):
-    """The messages of every optimiser step of a training, as lists of indices: at most `tokens` tokens each.
+    """The messages of every optimiser step of a training, as lists of indices: what fits in one pack of `shape`.
 
     Lightning sees one long epoch, so that a training's position is one number. Every pass over the messages is shuffled
     anew, has the same number of steps, a multiple of `parts`, and shows every message once.
@@ -42,8 +42,8 @@ class Steps(Sampler):
         start: steps that are already done.
     """
 
-    def __init__(self, lengths: list[int], tokens: int, epochs: int, parts: int, seed: int):
-        self.lengths, self.tokens, self.seed, self.start = lengths, tokens, seed, 0
+    def __init__(self, lengths: list[int], shape: packed.Shape, epochs: int, parts: int, seed: int):
+        self.lengths, self.shape, self.seed, self.start = lengths, shape, seed, 0
         self.per_epoch = -(-len(self.pass_over(0)) // parts) * parts
         self.steps = [step for epoch in range(epochs) for step in evened(self.pass_over(epoch), self.per_epoch)]
 
@@ -56,14 +56,14 @@ class Steps(Sampler):
     def pass_over(self, epoch: int) -> list[list[int]]:
         order = list(range(len(self.lengths)))
         random.Random(f"{self.seed}-{epoch}").shuffle(order)
-        return filled(order, self.lengths, self.tokens)
+        return filled(order, self.lengths, self.shape)
 
 
-def filled(order: list[int], lengths: list[int], tokens: int) -> list[list[int]]:
-    """Messages in their order, cut where the next would exceed `tokens` tokens, or the messages a pack may hold."""
+def filled(order: list[int], lengths: list[int], shape: packed.Shape) -> list[list[int]]:
+    """Messages in their order, cut where the next would not fit in one pack."""
     steps, total = [[]], 0
     for index in order:
-        if total + lengths[index] > tokens or len(steps[-1]) == tokens // packed.SHORTEST:
+        if total + lengths[index] > shape.tokens or len(steps[-1]) == shape.messages:
             steps.append([])
             total = 0
         steps[-1].append(index)
@@ -94,14 +94,16 @@ class ToxicData(LightningDataModule):
             for split in ("train", "val")
         )
         epochs, parts = config.training.num_train_epochs, config.training.validations_per_epoch
-        self.steps = Steps(self.train.lengths, plan.step_tokens, epochs, parts, config.seed)
+        longest = max(self.train.lengths + self.val.lengths)
+        self.shape = packed.Shape.of(self.train.lengths, plan.pack_tokens, longest)
+        whole = packed.Shape.of(self.train.lengths, plan.step_tokens, longest)
+        self.steps = Steps(self.train.lengths, whole, epochs, parts, config.seed)
 
     def train_dataloader(self) -> DataLoader:
         return self.loader(self.train, self.steps)
 
     def val_dataloader(self) -> DataLoader:
-        order = sorted(range(len(self.val)), key=lambda i: self.val.lengths[i])
-        return self.loader(self.val, filled(order, self.val.lengths, self.plan.pack_tokens))
+        return self.loader(self.val, filled(list(range(len(self.val))), self.val.lengths, self.shape))
 
     def loader(self, messages: Messages, batches) -> DataLoader:
         """On a GPU a process of its own packs ahead, so that the GPU never waits for Python."""
@@ -113,18 +115,18 @@ class ToxicData(LightningDataModule):
     def collate(self, rows) -> list[dict[str, torch.Tensor]]:
         ids, truth = zip(*rows)
         truth = torch.from_numpy(np.stack(truth))
-        return packs(ids, truth, self.pad_token_id, self.plan.pack_tokens, self.config.model.max_length)
+        return packs(ids, truth, self.pad_token_id, self.shape)
 
 
-def packs(ids, truth: torch.Tensor, pad_token_id: int, tokens: int, longest: int) -> list[dict[str, torch.Tensor]]:
-    """Messages in as few packs of `tokens` tokens as they fit in, each with its messages' `truth`."""
+def packs(ids, truth: torch.Tensor, pad_token_id: int, shape: packed.Shape) -> list[dict[str, torch.Tensor]]:
+    """Messages in as few packs as they fit in, each with its messages' `truth`."""
     return [
-        {**packed.pack([ids[i] for i in rows], pad_token_id, tokens, longest), "truth": truth[rows]}
-        for rows in packed.split([len(row) for row in ids], tokens)
+        {**packed.pack([ids[i] for i in rows], pad_token_id, shape), "truth": truth[rows]}
+        for rows in packed.split([len(row) for row in ids], shape)
     ]
 
 
-def repacked(batch: list[dict], pad_token_id: int, tokens: int, longest: int) -> list[dict[str, torch.Tensor]]:
-    """The same messages in packs of another size."""
+def repacked(batch: list[dict], pad_token_id: int, shape: packed.Shape) -> list[dict[str, torch.Tensor]]:
+    """The same messages in packs of another shape."""
     ids = [row for pack in batch for row in packed.messages(pack)]
-    return packs(ids, torch.cat([pack["truth"].cpu() for pack in batch]), pad_token_id, tokens, longest)
+    return packs(ids, torch.cat([pack["truth"].cpu() for pack in batch]), pad_token_id, shape)

@@ -168,11 +168,13 @@ def logits_of(ids: list[list[int]], network, pad_token_id: int) -> np.ndarray:
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     if network.device.type == "cuda" and network.dtype != torch.float32:
         with packed.attention(network):
-            for rows in packed.split([len(row) for row in ids], max(INFERENCE_TOKENS, *map(len, ids))):
-                part, longest = [ids[i] for i in rows], max(len(ids[i]) for i in rows)
-                batch = packed.pack(part, pad_token_id, sum(map(len, part)), longest)
+            lengths = [len(row) for row in ids]
+            longest = max(lengths, default=0)
+            for rows in packed.split(lengths, packed.Shape(max(INFERENCE_TOKENS, longest), longest, INFERENCE_TOKENS)):
+                exact = packed.Shape(sum(lengths[i] for i in rows), lengths[rows[0]], len(rows))
+                batch = packed.pack([ids[i] for i in rows], pad_token_id, exact)
                 batch = {name: tensor.to(network.device) for name, tensor in batch.items()}
-                found[rows] = packed.logits(network, batch, longest).cpu().numpy()
+                found[rows] = packed.logits(network, batch, exact.longest).cpu().numpy()
         return found
     for start in range(0, len(order), INFERENCE_MESSAGES):
         rows = order[start : start + INFERENCE_MESSAGES]

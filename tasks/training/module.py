@@ -11,7 +11,6 @@ from tasks import metrics
 from tasks.config import Config
 from tasks.errors import StepFailed
 from tasks.training import data, model, packed
-from tasks.training.memory import Plan
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +25,10 @@ class ToxicClassifier(LightningModule):
     # A checkpoint holds only what is trained: the frozen base is loaded from where it came.
     strict_loading = False
 
-    def __init__(self, network, config: Config, plan: Plan, pad_token_id: int):
+    def __init__(self, network, config: Config, shape: packed.Shape, pad_token_id: int):
         super().__init__()
         self.network, self.config, self.pad_token_id = network, config.training, pad_token_id
-        self.seed, self.longest = config.seed, config.model.max_length
-        self.pack_tokens = plan.pack_tokens
+        self.seed, self.shape = config.seed, shape
         self.trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
         # Averages of the weights, which validate and are saved in their place; empty where ema_decay is 0.
         self.averages = {name: p.detach().clone() for name, p in self.trained.items() if self.config.ema_decay}
@@ -76,7 +74,7 @@ class ToxicClassifier(LightningModule):
         whole = torch.cat([pack["truth"] for pack in batch])
         total = torch.zeros((), device=self.device)
         for pack in batch:
-            logits = packed.logits(self.network, pack, self.longest)
+            logits = packed.logits(self.network, pack, self.shape.longest)
             loss = model.loss(logits, pack["truth"], self.config.type_loss_weight, self.config.label_smoothing, whole)
             self.manual_backward(loss)
             total += loss.detach()
@@ -92,18 +90,18 @@ class ToxicClassifier(LightningModule):
         """
         while True:
             try:
-                if batch[0]["input_ids"].shape[1] > self.pack_tokens:
-                    smaller = data.repacked(batch, self.pad_token_id, self.pack_tokens, self.longest)
+                if batch[0]["input_ids"].shape[1] > self.shape.tokens:
+                    smaller = data.repacked(batch, self.pad_token_id, self.shape)
                     batch = self.transfer_batch_to_device(smaller, self.device, 0)
                 return compute(batch)
             except torch.OutOfMemoryError:
-                if self.pack_tokens == self.longest:
+                if self.shape.tokens <= self.shape.longest:
                     raise StepFailed(
-                        f"out of memory with a pack of {self.longest} tokens, which is one message: use "
+                        f"out of memory with a pack of {self.shape.tokens} tokens, which is one message: use "
                         "training.memory=low, lower model.max_length, or free memory on the GPU"
                     ) from None
-                self.pack_tokens = max(self.pack_tokens // 2, self.longest)
-            log.warning("out of memory: from here on packs of %d tokens, and more of them a step", self.pack_tokens)
+                self.shape = self.shape.halved()
+            log.warning("out of memory: from here on packs of %d tokens, and more of them a step", self.shape.tokens)
             self.optimizers().zero_grad(set_to_none=True)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -138,7 +136,7 @@ class ToxicClassifier(LightningModule):
 
     def answers(self, batch: list[dict]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         with torch.compiler.set_stance("force_eager"):  # a graph for a few forward passes costs more than it saves
-            return [(packed.logits(self.network, pack, self.longest), pack["truth"]) for pack in batch]
+            return [(packed.logits(self.network, pack, self.shape.longest), pack["truth"]) for pack in batch]
 
     def on_validation_epoch_end(self) -> None:
         logits, truth = (torch.cat(part).cpu().numpy() for part in zip(*self.validated))

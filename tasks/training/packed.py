@@ -5,7 +5,9 @@ block-diagonal mask.
 """
 
 import inspect
+import math
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,40 +15,64 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 ATTENTION = "packed"  # the name under which transformers finds `attend`
-SHORTEST = 4  # tokens a message has on average at least: a pack holds no more than tokens / SHORTEST messages
 
 
-def split(lengths: list[int], tokens: int) -> list[list[int]]:
-    """Indices of messages, in packs of at most `tokens` tokens: the longest first, each into the first with room."""
+@dataclass(frozen=True)
+class Shape:
+    """What fixes the shapes of a pack's tensors.
+
+    tokens: in all. longest: tokens of one message at most. messages: at most. An empty slot for a message costs
+        attention as much as a short message, so `messages` is near what a pack holds.
+    """
+
+    tokens: int
+    longest: int
+    messages: int
+
+    @classmethod
+    def of(cls, lengths: list[int], tokens: int, longest: int) -> "Shape":
+        """Room for a quarter more messages than `tokens` tokens hold on average."""
+        return cls(tokens, longest, math.ceil(1.25 * tokens * len(lengths) / sum(lengths)))
+
+    @property
+    def slots(self) -> int:
+        return self.messages + -(-self.tokens // self.longest)
+
+    def halved(self) -> "Shape":
+        """Of half the size, but for one message at least."""
+        return Shape(max(self.tokens // 2, self.longest), self.longest, -(-self.messages // 2))
+
+
+def split(lengths: list[int], shape: Shape) -> list[list[int]]:
+    """Indices of messages, in packs of this shape: the longest first, each into the first with room."""
     packs, room = [], []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        fits = (k for k, left in enumerate(room) if left >= lengths[index] and len(packs[k]) < tokens // SHORTEST)
+        fits = (k for k, left in enumerate(room) if left >= lengths[index] and len(packs[k]) < shape.messages)
         k = next(fits, None)
         if k is None:
             k = len(packs)
             packs.append([])
-            room.append(tokens)
+            room.append(shape.tokens)
         packs[k].append(index)
         room[k] -= lengths[index]
     return packs
 
 
-def pack(ids: list[list[int]], pad_token_id: int, tokens: int, longest: int) -> dict[str, torch.Tensor]:
+def pack(ids: list[list[int]], pad_token_id: int, shape: Shape) -> dict[str, torch.Tensor]:
     """Messages end to end, filled up with padding that no message sees.
 
     Args:
-        ids: token ids per message, none empty, `tokens` at most in all, `longest` at most each.
-        tokens, longest: fix the shapes, and so the compiled graph.
+        ids: token ids per message, none empty, of no more than `shape` has room for.
 
     Returns:
-        `input_ids`, `position_ids` int64 [1, tokens]; `boundaries` int32 [S + 1], where each sequence starts and the
-        last ends, S fixed and messages first; `last` int64 [B], each message's last token.
+        `input_ids`, `position_ids` int64 [1, tokens]; `boundaries` int32 [slots + 1], where each sequence starts and
+        the last ends, messages first; `last` int64 [B], each message's last token.
     """
     lengths = [len(row) for row in ids]
-    filler = tokens - sum(lengths)
-    fillers = [min(longest, filler - start) for start in range(0, filler, longest)]
+    filler = shape.tokens - sum(lengths)
+    fillers = [min(shape.longest, filler - start) for start in range(0, filler, shape.longest)]
     ends = torch.tensor(lengths + fillers).cumsum(0)
-    boundaries = torch.full((tokens // SHORTEST + tokens // longest + 2,), tokens, dtype=torch.int32)
+    boundaries = torch.full((shape.slots + 1,), shape.tokens, dtype=torch.int32)
     boundaries[0] = 0
     boundaries[1 : len(ends) + 1] = ends
     return {
@@ -119,7 +145,7 @@ def attend(module, query, key, value, attention_mask, scaling, boundaries, longe
 
     Args:
         query: [1, heads, tokens, width]; key and value likewise, with fewer heads.
-        boundaries, longest: from `pack`.
+        boundaries: from `pack`. longest: tokens of the longest sequence.
 
     Returns:
         ([1, tokens, heads, width], None)

@@ -73,7 +73,7 @@ def learn(config: Config, base: str, folder: Path, mlflow_run: str, heartbeat) -
             "validation": classifier.best["figures"],
             "memory": batches.plan.mode,
             "step_tokens": batches.plan.step_tokens,
-            "pack_tokens": classifier.pack_tokens,
+            "pack_tokens": classifier.shape.tokens,
             "messages_per_second": lines.messages_per_second,
             "peak_gib": progress.peak_gib(),
         }
@@ -93,7 +93,7 @@ def build(config: Config, base: str):
     network = model.add_adapter(config.training.lora, model.load_base(config.model, base, config.seed, weights))
     packed.use_packed_attention(network)
     packed.prepare_layers(network, compiled=config.training.compile, checkpointed=plan.mode == "low")
-    return module.ToxicClassifier(network, config, plan, batches.pad_token_id), batches
+    return module.ToxicClassifier(network, config, batches.shape, batches.pad_token_id), batches
 
 
 def fit(config: Config, folder: Path, classifier, batches, callbacks: list, logger=None) -> None:

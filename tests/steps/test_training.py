@@ -139,6 +139,14 @@ def test_unpacked_weights_are_those_of_four_bits(config, base, quantised):
     assert compared == 2 * 7
 
 
+def test_a_pack_has_hardly_more_slots_than_messages():
+    shape = packed.Shape.of([69] * 1000, tokens=8192, longest=512)
+    assert 8192 // 69 < shape.messages < shape.slots < 1.5 * 8192 // 69
+    pack = packed.pack([[7] * 69] * 100, 0, shape)
+    assert pack["boundaries"].shape == (shape.slots + 1,) and packed.messages(pack) == [[7] * 69] * 100
+    assert all(sum(69 for _ in rows) <= 8192 for rows in packed.split([69] * 300, shape))
+
+
 def test_the_losses_of_packs_add_up_to_that_of_the_step():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(6, 6, generator=generator)
@@ -167,7 +175,7 @@ def test_single_batched_and_packed_logits_agree(quantised, base):
     single = np.concatenate([model.logits(quantised, tokenizer, [text], max_length=32) for text in texts])
     ids = [row or [tokenizer.pad_token_id] for row in tokenizer(texts, truncation=True, max_length=32)["input_ids"]]
     with packed.attention(quantised), torch.inference_mode():
-        together = packed.logits(quantised, packed.pack(ids, tokenizer.pad_token_id, tokens=128, longest=32), 32)
+        together = packed.logits(quantised, packed.pack(ids, tokenizer.pad_token_id, packed.Shape(128, 32, 6)), 32)
     np.testing.assert_allclose(batched, single, atol=2e-5)
     np.testing.assert_allclose(together.numpy(), single, atol=2e-5)
     np.testing.assert_array_equal(model.logits(quantised, tokenizer, texts, max_length=32), batched)
@@ -175,13 +183,16 @@ def test_single_batched_and_packed_logits_agree(quantised, base):
 
 def test_every_message_is_seen_once_an_epoch_in_as_many_steps():
     lengths = [k % 17 + 1 for k in range(103)]
-    steps = data.Steps(lengths, tokens=64, epochs=3, parts=4, seed=1)
+    shape = packed.Shape(64, 17, 9)
+    steps = data.Steps(lengths, shape, epochs=3, parts=4, seed=1)
     assert steps.per_epoch % 4 == 0 and len(steps) == 3 * steps.per_epoch
     epochs = [list(steps)[k * steps.per_epoch : (k + 1) * steps.per_epoch] for k in range(3)]
     for epoch in epochs:
         assert sorted(i for step in epoch for i in step) == list(range(103)) and all(epoch)
     assert epochs[0] != epochs[1] != epochs[2]
-    assert list(data.Steps(lengths, 64, 3, 4, seed=1)) == list(steps) != list(data.Steps(lengths, 64, 3, 4, seed=2))
+    assert (
+        list(data.Steps(lengths, shape, 3, 4, seed=1)) == list(steps) != list(data.Steps(lengths, shape, 3, 4, seed=2))
+    )
     steps.start = 5
     assert list(steps) == steps.steps[5:]
 
@@ -249,7 +260,7 @@ def test_out_of_memory_halves_the_packs_and_changes_nothing_else(learn, monkeypa
 
     monkeypatch.setattr(packed, "logits", scarce)
     losses, classifier = learn(per_device_train_batch_size=4)
-    assert classifier.pack_tokens == 128
+    assert classifier.shape.tokens == 128
     np.testing.assert_allclose(list(losses.values()), list(undisturbed.values()), atol=1e-4)
 
 
@@ -258,7 +269,7 @@ def test_out_of_memory_with_one_message_says_what_to_do(learn, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(packed, "logits", none_left)
-    with pytest.raises(StepFailed, match="pack of 128 tokens, which is one message: use training.memory=low"):
+    with pytest.raises(StepFailed, match="pack of \\d+ tokens, which is one message: use training.memory=low"):
         learn()
 
 
