@@ -9,6 +9,8 @@ RUN uv venv /opt/tasks \
       --constraint constraints.txt -r pyproject.toml
 
 FROM python:3.11-slim
+# torch.compile builds its kernels' launchers where it runs.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 10001 --create-home toxic
 COPY --from=build /opt/tasks /opt/tasks
 WORKDIR /app

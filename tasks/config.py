@@ -168,12 +168,19 @@ class Training(Section):
     num_train_epochs: int = Field(ge=1)
     per_device_train_batch_size: int = Field(ge=1)
     gradient_accumulation_steps: int = Field(ge=1)
+    validations_per_epoch: int = Field(ge=1)
+    patience: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
+    lr_schedule: Literal["linear", "cosine"]
     warmup_ratio: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
     max_grad_norm: float = Field(gt=0)
     type_loss_weight: float = Field(ge=0)
+    label_smoothing: float = Field(ge=0, lt=1)
+    ema_decay: float = Field(ge=0, lt=1)
     max_bad_steps: int = Field(ge=0)
+    memory: Literal["auto", "low", "high"]
+    compile: bool
     checkpoint_every_minutes: float = Field(gt=0)
     gpu_reserve_gib: float = Field(ge=0)
     lora: Lora

@@ -38,7 +38,7 @@ def thresholds(folder: Path) -> np.ndarray:
 
 
 def settings(folder: Path) -> dict:
-    """Who trained it on what: {run_id, base_model, base_sha256, max_length, seed, model}."""
+    """Who trained it on what: {run_id, base_model, base_sha256, max_length, seed, model, merged_onto}."""
     return files.read_json(folder / "training.json")
 
 
@@ -107,5 +107,6 @@ def add_merged(folder: Path, workspace: Path) -> None:
             f"this adapter was trained on a base with hash {training['base_sha256'][:12]}, but {base} has "
             f"{found[:12]}: bring that base back, or retrain"
         )
-    model.merge(config, base, folder / "adapter").save_pretrained(folder / "merged")
+    onto = training.get("merged_onto", "plain")
+    model.merge(config, base, folder / "adapter", onto).save_pretrained(folder / "merged")
     model.load_tokenizer(base).save_pretrained(folder / "merged")

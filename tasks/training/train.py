@@ -1,9 +1,10 @@
 """Fine-tune the base model with QLoRA, then merge: models/finetuned/final holds what everything after looks at."""
 
 import logging
+import os
 import shutil
 import sys
-from datetime import timedelta
+import warnings
 from pathlib import Path
 
 from tasks import files
@@ -19,96 +20,154 @@ log = logging.getLogger(__name__)
 def run(config: Config, run: Run) -> dict:
     """Trains on data/processed/train.parquet.
 
-    Returns the MLflow run, the base and its hash, and how training went. A repeated call resumes from the last
-    Lightning checkpoint of this run.
+    Returns the MLflow run, the base and its hash, how training went, and what was merged. A repeated call resumes from
+    the last readable checkpoint of this run, or goes on to merge where training was over.
     """
-    from tasks.training import data, model, module
+    from tasks.training import progress
 
     files.require_free_disk(config.workspace, config.disk.min_free_gib)
     splits.require(config.workspace)
+    # Compiled graphs outlive the process: the next training of the same model starts at once.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(config.workspace / "models" / "cache" / "compiled"))
     base = base_model.resolve(config.model, config.seed, config.workspace)
-    tokenizer = model.load_tokenizer(base)
-    batches = data.ToxicData(
-        config.workspace, tokenizer, config.model.max_length, config.training.per_device_train_batch_size, config.seed
-    )
-    batches.setup("fit")
-    network = model.add_adapter(
-        config.training.lora, model.load_base(config.model, base, config.seed, config.model.load_in_4bit)
-    )
-    classifier = module.ToxicClassifier(network, config.training)
     mlflow_run = registry.training_run(config, run)
-    log.info("training %s on %d messages", config.model.name, len(batches.train))
-    trainer = fit(config, run, classifier, batches, mlflow_run)
-    folder = save(config, run, base, network)
-    shutil.rmtree(checkpoints(config, run), ignore_errors=True)
+    going_on = checkpoints(config, run)
+    with progress.Heartbeat() as heartbeat:
+        if not (going_on / "trained").exists():
+            learn(config, base, going_on, mlflow_run, heartbeat)
+        result = files.read_json(going_on / "trained" / "result.json")
+        settings, merged = merge(config, run, base, going_on / "trained" / "adapter", heartbeat)
+    metrics = {f"merged_{onto}_{name}": value for onto, found in merged.items() for name, value in found.items()}
+    registry.log_to_run(config, mlflow_run, metrics)
+    shutil.rmtree(going_on, ignore_errors=True)
     return {
         "mlflow_run": mlflow_run,
         "base_model": config.model.name,
-        "base_sha256": files.read_json(folder / "training.json")["base_sha256"],
-        "messages": len(batches.train),
-        "steps": trainer.global_step,
-        "bad_steps": classifier.bad_steps,
-        "validation": {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_")},
+        "base_sha256": settings["base_sha256"],
+        **result,
+        "merged_onto": settings["merged_onto"],
+        "merged": merged,
     }
 
 
-def fit(config: Config, run: Run, classifier, batches, mlflow_run: str):
-    """Runs Lightning's loop from the last checkpoint of this run, if there is one; returns the trainer."""
-    import torch
-    from pytorch_lightning import Trainer
-    from pytorch_lightning.callbacks import ModelCheckpoint
+def learn(config: Config, base: str, folder: Path, mlflow_run: str, heartbeat) -> None:
+    """Writes folder/trained: the adapter of the best validation, and result.json; resumes where it was interrupted."""
     from pytorch_lightning.loggers import MLFlowLogger
 
-    from tasks.training import module
+    from tasks.training import progress, resume
 
-    folder = checkpoints(config, run)
+    heartbeat.now(f"loading {config.model.name}")
+    classifier, batches = build(config, base)
+    lines = progress.StepLines(heartbeat)
+    heartbeat.now(f"training {config.model.name} on {len(batches.train)} messages")
+    logger = MLFlowLogger(config.mlflow.experiment, tracking_uri=config.mlflow.tracking_uri, run_id=mlflow_run)
+    fit(config, folder, classifier, batches, [lines, *progress.bar()], logger)
+    classifier.take_best()
+    with files.new_folder(folder / "trained") as trained:
+        classifier.network.save_pretrained(trained / "adapter")
+        result = {
+            "messages": len(batches.train),
+            "steps": classifier.done,
+            "bad_steps": classifier.bad_steps,
+            "best_step": classifier.best["step"],
+            "validation": classifier.best["figures"],
+            "memory": batches.plan.mode,
+            "step_tokens": batches.plan.step_tokens,
+            "pack_tokens": classifier.shape.tokens,
+            "messages_per_second": lines.messages_per_second,
+            "peak_gib": progress.peak_gib(),
+        }
+        files.write_json(trained / "result.json", result)
+    for file in resume.found(folder):
+        file.unlink()
+
+
+def build(config: Config, base: str):
+    """(ToxicClassifier, ToxicData), as memory allows: see memory.plan."""
+    from tasks.training import data, memory, model, module, packed
+
+    plan = memory.plan(config.training, config.model, base)
+    memory.keep_within(plan)
+    batches = data.ToxicData(config, model.load_tokenizer(base), plan)
+    weights = {"high": "unpacked", "low": "nf4"}[plan.mode] if config.model.load_in_4bit else "plain"
+    network = model.add_adapter(config.training.lora, model.load_base(config.model, base, config.seed, weights))
+    packed.use_packed_attention(network)
+    packed.prepare_layers(network, compiled=config.training.compile, checkpointed=plan.mode == "low")
+    return module.ToxicClassifier(network, config, batches.shape, batches.pad_token_id), batches
+
+
+def fit(config: Config, folder: Path, classifier, batches, callbacks: list, logger=None) -> None:
+    """Runs Lightning's loop over all steps, from the newest checkpoint in `folder` on if there is one."""
+    import torch
+    from pytorch_lightning import Trainer
+    from pytorch_lightning.utilities.warnings import PossibleUserWarning
+
+    from tasks.training import resume
+
     for other in set(folder.parent.glob("*")) - {folder}:  # left by runs that were killed and never started again
         shutil.rmtree(other)
-    interval = timedelta(minutes=config.training.checkpoint_every_minutes)
     trainer = Trainer(
-        max_epochs=config.training.num_train_epochs,
-        accumulate_grad_batches=config.training.gradient_accumulation_steps,
-        gradient_clip_val=config.training.max_grad_norm,
+        max_epochs=1,  # as Lightning sees it: see data.Steps
+        val_check_interval=batches.steps.per_epoch // config.training.validations_per_epoch,
         accelerator="auto",
         devices=1,
         precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
-        logger=MLFlowLogger(config.mlflow.experiment, tracking_uri=config.mlflow.tracking_uri, run_id=mlflow_run),
-        callbacks=[
-            ModelCheckpoint(folder, save_last=True, train_time_interval=interval),
-            *module.progress(),
-        ],
-        enable_progress_bar=sys.stderr.isatty(),
+        logger=logger or False,
+        log_every_n_steps=1,  # progress.StepLines logs
+        callbacks=[resume.Saves(folder, config.training.checkpoint_every_minutes), *callbacks],
+        plugins=[resume.WholeFiles()],
+        enable_checkpointing=False,
         enable_model_summary=False,
-        log_every_n_steps=10,
+        enable_progress_bar=sys.stderr.isatty(),
         num_sanity_val_steps=0,
     )
-    last = folder / "last.ckpt"
-    if last.exists():
+    last = resume.newest(folder)
+    if last:
         log.info("resuming from %s", last)
-    # Our own file, written by this run: see the contract on pickles in docs/architecture.md.
-    trainer.fit(classifier, batches, ckpt_path=str(last) if last.exists() else None, weights_only=False)
-    trainer.save_checkpoint(last)  # killed while merging, the next start has nothing left to train
-    return trainer
+    # Lightning would have the loader remember where it was: data.Steps does.
+    with warnings.catch_warnings(action="ignore", category=PossibleUserWarning):
+        trainer.fit(classifier, batches, ckpt_path=last and str(last), weights_only=True)
 
 
-def save(config: Config, run: Run, base: str, network) -> Path:
-    """Writes adapter, merged model and training.json as safetensors and JSON; the folder appears whole."""
-    target = checkpoint.final(config)
-    with files.new_folder(target) as folder:
-        network.save_pretrained(folder / "adapter")
-        files.write_json(
-            folder / "training.json",
-            {
-                "run_id": run.id,
-                "base_model": config.model.name,
-                "base_sha256": base_model.content_hash(base),
-                "max_length": config.model.max_length,
-                "seed": config.seed,
-                "model": config.model.model_dump(),
-            },
-        )
-        checkpoint.add_merged(folder, config.workspace)
-    return target
+def merge(config: Config, run: Run, base: str, adapter: Path, heartbeat) -> tuple[dict, dict]:
+    """Merges the adapter onto the base's own weights and onto what NF4 made of them; keeps the better on validation.
+
+    Writes models/finetuned/final: adapter, merged model, tokenizer and training.json, as safetensors and JSON; the
+    folder appears whole.
+
+    Returns:
+        What training.json says, and the validation figures of each merged model.
+    """
+    from tasks import metrics
+    from tasks.training import model, module
+
+    tokenizer = model.load_tokenizer(base)
+    val = splits.read(config.workspace, "val")
+    found, onto = {}, None
+    with files.new_folder(checkpoint.final(config)) as folder:
+        shutil.copytree(adapter, folder / "adapter")
+        for weights in ("plain", "unpacked") if config.model.load_in_4bit else ("plain",):
+            heartbeat.now(f"merging onto {weights} weights")
+            network = model.merge(config.model, base, adapter, weights)
+            logits = model.logits(network, tokenizer, val["text"].to_list(), config.model.max_length)
+            found[weights] = module.figures(logits, metrics.truth_of(val))
+            log.info("merged onto %s weights: %s", weights, found[weights])
+            if onto is None or module.score(found[weights]) > module.score(found[onto]):
+                onto = weights
+                network.save_pretrained(folder / "merged")
+            del network
+        tokenizer.save_pretrained(folder / "merged")
+        settings = {
+            "run_id": run.id,
+            "base_model": config.model.name,
+            "base_sha256": base_model.content_hash(base),
+            "max_length": config.model.max_length,
+            "seed": config.seed,
+            "model": config.model.model_dump(),
+            "merged_onto": onto,
+        }
+        files.write_json(folder / "training.json", settings)
+    return settings, found
 
 
 def checkpoints(config: Config, run: Run) -> Path:

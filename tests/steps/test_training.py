@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,12 +13,25 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from mlflow import MlflowClient
+from pytorch_lightning import Callback
 
 from tasks import config as configuration
-from tasks import files
-from tasks.errors import UsageError
+from tasks import files, metrics
+from tasks.errors import StepFailed, UsageError
 from tasks.labels import LABELS
-from tasks.training import base_model, checkpoint, data, model, module
+from tasks.training import (
+    base_model,
+    checkpoint,
+    data,
+    memory,
+    model,
+    module,
+    packed,
+    progress,
+    resume,
+    train,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +56,7 @@ def overrides(workspace) -> list[str]:
         "model.architecture.hidden_size=32",
         "model.architecture.intermediate_size=32",
         "model.architecture.vocab_size=600",
-        "training.per_device_train_batch_size=4",
+        "training.per_device_train_batch_size=1",
         "training.num_train_epochs=2",
     ]
 
@@ -67,7 +81,7 @@ def base(config):
 
 @pytest.fixture(scope="module")
 def quantised(config, base):
-    return model.add_adapter(config.training.lora, model.load_base(config.model, base, config.seed, quantised=True))
+    return model.add_adapter(config.training.lora, model.load_base(config.model, base, config.seed, weights="nf4"))
 
 
 def test_the_tiny_base_is_the_same_for_the_same_seed(config, base, tmp_path):
@@ -109,7 +123,44 @@ def test_a_batch_without_known_types_has_a_finite_loss():
     assert model.loss(torch.zeros(1, 6), truth, type_weight=1.0) == pytest.approx(np.log(2))
 
 
-def test_batched_and_single_logits_agree(quantised, base):
+def test_unpacked_weights_are_those_of_four_bits(config, base, quantised):
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
+
+    unpacked = dict(model.load_base(config.model, base, config.seed, weights="unpacked").named_modules())
+    compared = 0
+    for name, layer in quantised.get_base_model().named_modules():
+        if isinstance(layer, Linear4bit):
+            values = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+            assert torch.equal(values, unpacked[name.removesuffix(".base_layer")].weight)
+            compared += 1
+    assert compared == 2 * 7
+
+
+def test_a_pack_has_hardly_more_slots_than_messages():
+    shape = packed.Shape.of([69] * 1000, tokens=8192, longest=512)
+    assert 8192 // 69 < shape.messages < shape.slots < 1.5 * 8192 // 69
+    pack = packed.pack([[7] * 69] * 100, 0, shape)
+    assert pack["boundaries"].shape == (shape.slots + 1,) and packed.messages(pack) == [[7] * 69] * 100
+    assert all(sum(69 for _ in rows) <= 8192 for rows in packed.split([69] * 300, shape))
+
+
+def test_the_losses_of_packs_add_up_to_that_of_the_step():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 6, generator=generator)
+    truth = torch.randint(0, 2, (6, 6), generator=generator).float()
+    truth[4:, 1:] = -1
+    parts = [model.loss(logits[k : k + 2], truth[k : k + 2], 3.0, 0.1, truth) for k in (0, 2, 4)]
+    torch.testing.assert_close(sum(parts), model.loss(logits, truth, 3.0, 0.1))
+
+
+def test_smoothed_labels_cost_a_sure_model_more():
+    truth = torch.tensor([[1.0, 0, 0, 0, 0, 0]])
+    sure = torch.tensor([[9.0, -9, -9, -9, -9, -9]])
+    assert model.loss(sure, truth, 1.0, smoothing=0.1) > model.loss(sure, truth, 1.0) + 0.5
+
+
+def test_single_batched_and_packed_logits_agree(quantised, base):
     tokenizer = model.load_tokenizer(base)
     texts = [
         "you fool",
@@ -120,33 +171,178 @@ def test_batched_and_single_logits_agree(quantised, base):
     quantised.eval()
     batched = model.logits(quantised, tokenizer, texts, max_length=32)
     single = np.concatenate([model.logits(quantised, tokenizer, [text], max_length=32) for text in texts])
+    ids = [row or [tokenizer.pad_token_id] for row in tokenizer(texts, truncation=True, max_length=32)["input_ids"]]
+    with packed.attention(quantised), torch.inference_mode():
+        together = packed.logits(quantised, packed.pack(ids, tokenizer.pad_token_id, packed.Shape(128, 32, 6)), 32)
     np.testing.assert_allclose(batched, single, atol=2e-5)
+    np.testing.assert_allclose(together.numpy(), single, atol=2e-5)
+    np.testing.assert_array_equal(model.logits(quantised, tokenizer, texts, max_length=32), batched)
 
 
-def test_every_message_is_in_one_batch_and_the_order_changes_with_the_epoch():
-    buckets = data.LengthBuckets([k % 17 for k in range(103)], batch_size=8, seed=1)
-    first = list(buckets)
-    assert sorted(i for batch in first for i in batch) == list(range(103)) and len(first) == len(buckets)
-    assert first == list(buckets)
-    buckets.set_epoch(1)
-    assert first != list(buckets)
+def test_every_message_is_seen_once_an_epoch_in_as_many_steps():
+    lengths = [k % 17 + 1 for k in range(103)]
+    shape = packed.Shape(64, 17, 9)
+    steps = data.Steps(lengths, shape, epochs=3, parts=4, seed=1)
+    assert steps.per_epoch % 4 == 0 and len(steps) == 3 * steps.per_epoch
+    epochs = [list(steps)[k * steps.per_epoch : (k + 1) * steps.per_epoch] for k in range(3)]
+    for epoch in epochs:
+        assert sorted(i for step in epoch for i in step) == list(range(103)) and all(epoch)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert (
+        list(data.Steps(lengths, shape, 3, 4, seed=1)) == list(steps) != list(data.Steps(lengths, shape, 3, 4, seed=2))
+    )
+    steps.start = 5
+    assert list(steps) == steps.steps[5:]
 
 
-def test_a_step_with_non_finite_gradients_is_skipped_and_counted(config, quantised):
-    classifier = module.ToxicClassifier(quantised, config.training.model_copy(update={"max_bad_steps": 1}))
-    trained = [p for p in quantised.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=0.1)
-    before = trained[0].detach().clone()
-    for expected in (1, 2):
-        trained[0].grad = torch.full_like(trained[0], float("nan"))
-        if expected == 2:
-            with pytest.raises(Exception, match="2 steps had non-finite gradients, 1 are allowed"):
-                classifier.on_before_optimizer_step(optimizer)
-        else:
-            classifier.on_before_optimizer_step(optimizer)
-        optimizer.step()
-        assert classifier.bad_steps == expected
-    assert torch.equal(trained[0], before)
+class Losses(Callback):
+    """The loss of every step, by number; stops a training dead after one of them."""
+
+    def __init__(self, dies_after=None):
+        self.of, self.dies_after = {}, dies_after
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        self.of[index + 1] = float(outputs["loss"])
+        if index + 1 == self.dies_after:
+            raise KeyError("killed")
+
+
+@pytest.fixture
+def learn(config, base, tmp_path):
+    """Trains in this process: learn(name=value, …) → (losses by step, the classifier)."""
+
+    def go(folder=tmp_path / "going-on", dies_after=None, dropout=0.0, **changes):
+        lora = config.training.lora.model_copy(update={"dropout": dropout})
+        changed = config.model_copy(update={"training": config.training.model_copy(update={**changes, "lora": lora})})
+        classifier, batches = train.build(changed, base)
+        losses = Losses(dies_after)
+        train.fit(changed, folder, classifier, batches, [losses])
+        return losses.of, classifier
+
+    return go
+
+
+def test_a_step_with_non_finite_gradients_is_skipped_and_counted(learn, monkeypatch):
+    clean, calls = model.loss, []
+
+    def spoilt(*arguments):
+        calls.append(1)
+        return clean(*arguments) * (float("nan") if len(calls) == 2 else 1)
+
+    monkeypatch.setattr(model, "loss", spoilt)
+    losses, classifier = learn()
+    assert classifier.bad_steps == 1 and [step for step, loss in losses.items() if not np.isfinite(loss)] == [2]
+    assert all(torch.isfinite(p).all() for p in classifier.trained.values())
+
+
+def test_too_many_such_steps_stop_the_training(learn, monkeypatch):
+    monkeypatch.setattr(model, "loss", lambda logits, *_: logits.sum() * float("nan"))
+    with pytest.raises(StepFailed, match="3 steps had non-finite gradients, 2 are allowed"):
+        learn(max_bad_steps=2)
+
+
+def test_low_memory_learns_the_same(learn):
+    (high, _), (low, _) = learn(memory="high"), learn(memory="low")
+    np.testing.assert_allclose(list(low.values()), list(high.values()), atol=2e-4)
+    assert list(high.values())[-1] < list(high.values())[0]
+
+
+def test_out_of_memory_halves_the_packs_and_changes_nothing_else(learn, monkeypatch):
+    undisturbed, _ = learn(per_device_train_batch_size=4)
+    enough = packed.logits
+
+    def scarce(network, pack, longest):
+        if pack["input_ids"].shape[1] > 128 and network.training:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return enough(network, pack, longest)
+
+    monkeypatch.setattr(packed, "logits", scarce)
+    losses, classifier = learn(per_device_train_batch_size=4)
+    assert classifier.shape.tokens == 128
+    np.testing.assert_allclose(list(losses.values()), list(undisturbed.values()), atol=1e-4)
+
+
+def test_out_of_memory_with_one_message_says_what_to_do(learn, monkeypatch):
+    def none_left(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(packed, "logits", none_left)
+    with pytest.raises(StepFailed, match="pack of \\d+ tokens, which is one message: use training.memory=low"):
+        learn()
+
+
+def test_a_resumed_training_ends_with_the_same_losses_and_weights(learn, tmp_path):
+    whole, undisturbed = learn(folder=tmp_path / "whole", dropout=0.1)
+    every_step = {"checkpoint_every_minutes": 1e-9, "dropout": 0.1}
+    for dies_after in (3, 5):
+        with pytest.raises(KeyError, match="killed"):
+            learn(folder=tmp_path / "parts", dies_after=dies_after, **every_step)
+    newest, before = resume.found(tmp_path / "parts")
+    newest.write_bytes(newest.read_bytes()[:1000])  # the machine lost power, say
+    rest, resumed = learn(folder=tmp_path / "parts", dropout=0.1)
+    assert set(rest) == set(range(int(before.stem.split("-")[1]) + 1, len(whole) + 1))
+    assert rest == {step: whole[step] for step in rest}
+    assert all(torch.equal(p, undisturbed.trained[name]) for name, p in resumed.trained.items())
+
+
+def test_training_stops_when_validation_gets_no_better(learn):
+    losses, classifier = learn(num_train_epochs=9, patience=2, learning_rate=1e-12)
+    assert len(losses) == 3 * 10 and classifier.best["step"] == 10
+
+
+def test_the_average_of_the_weights_is_what_is_validated_and_kept(learn):
+    _, plain = learn()
+    _, averaged = learn(ema_decay=0.9)
+    averaged.take_best()
+    for name, weight in plain.trained.items():
+        assert torch.equal(averaged.best["weights"][name], averaged.trained[name])
+    moved = [name for name, p in plain.trained.items() if not torch.equal(p, averaged.trained[name])]
+    assert moved == list(plain.trained)
+
+
+def test_sigterm_is_the_steps_own_again_after_training(learn):
+    before = signal.getsignal(signal.SIGTERM)
+    learn(num_train_epochs=1)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_intact(learn, tmp_path):
+    folder = tmp_path / "full"
+    with pytest.raises(KeyError, match="killed"):
+        learn(folder=folder, dies_after=3, checkpoint_every_minutes=1e-9)
+    newest, size = resume.found(folder)[0], resume.found(folder)[0].stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))  # no file can grow beyond
+    try:
+        with pytest.raises(StepFailed, match=f"no checkpoint could be written to {folder}: .* free some disk"):
+            learn(folder=folder, checkpoint_every_minutes=1e-9)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert resume.newest(folder) == newest and {file.suffix for file in folder.iterdir()} == {".ckpt"}
+
+
+def test_memory_decides_how_training_is_computed_and_not_what_a_step_sees():
+    training = configuration.load(["profile=gpu", "training.per_device_train_batch_size=32"]).training
+    real = configuration.load(["profile=gpu"]).model
+    sizes = memory.Sizes(vocabulary=151936, hidden=1536, intermediate=8960, layers=28, key_values=256)
+
+    def plan(gib, **changes):
+        return memory.choose(training.model_copy(update=changes), real, sizes, gib * 2**30)
+
+    plans = [plan(gib) for gib in (76, 30, 16, 12, 8, 5, 1)]
+    assert {p.step_tokens for p in plans} == {16384}
+    assert [p.mode for p in plans] == ["high"] * 4 + ["low"] * 3
+    assert all(p.pack_tokens >= q.pack_tokens for p, q in zip(plans[:4], plans[1:4]))
+    assert plans[0].pack_tokens == 16384 and plans[-1].pack_tokens == 512
+    assert plan(76, memory="low").mode == "low" and plan(5, memory="high").mode == "high"
+    assert sizes.need("low", plan(76, memory="low").pack_tokens, training.lora, real) <= 7.5 * 2**30
+
+
+def test_silence_is_broken(caplog):
+    with caplog.at_level("INFO"), progress.Heartbeat(silence=0.05) as heartbeat:
+        heartbeat.now("merging")
+        time.sleep(0.2)
+    assert any(record.message.startswith("still merging, for ") for record in caplog.records)
 
 
 def command(config, step, *more, **environment):
@@ -158,29 +354,57 @@ def command(config, step, *more, **environment):
 
 @pytest.fixture(scope="module")
 def trained(config):
-    """The result of `train`, killed once on its way and started again."""
+    """The result of `train`, ended by SIGKILL and by SIGTERM on its way and started again, and the three logs."""
     arguments, place = command(
-        config, "train", "training.num_train_epochs=4", "training.checkpoint_every_minutes=0.002", TOXIC_RUN_ID="killed"
+        config,
+        "train",
+        "training.num_train_epochs=20",
+        "training.patience=100",
+        "training.checkpoint_every_minutes=1e-9",
+        TOXIC_RUN_ID="killed",
     )
-    last = config.workspace / "models" / "finetuned" / "checkpoints" / "killed" / "last.ckpt"
-    first = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **place)
-    deadline = time.monotonic() + 120
-    while not last.exists() and first.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    assert first.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    folder = config.workspace / "models" / "finetuned" / "checkpoints" / "killed"
+    logs = []
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        known = set(resume.found(folder))
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **place)
+        deadline = time.monotonic() + 120
+        while len(set(resume.found(folder)) - known) < 2 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        logs.append(process.communicate()[1])
+        assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143}[number], logs[-1]
     assert not checkpoint.final(config).exists()
-    second = subprocess.run(arguments, capture_output=True, text=True, **place)
-    assert second.returncode == 0, second.stderr
-    return json.loads(second.stdout.splitlines()[-1]), second.stderr
+    last = subprocess.run(arguments, capture_output=True, text=True, **place)
+    assert last.returncode == 0, last.stderr
+    return json.loads(last.stdout.splitlines()[-1]), [*logs, last.stderr]
 
 
 def test_a_killed_training_resumes_from_its_checkpoint(config, trained):
-    result, log = trained
-    assert "resuming from" in log
-    assert result["steps"] == 4 * 15
+    result, logs = trained
+    assert "stopped by SIGTERM before step" in logs[1]
+    assert "resuming from" in logs[1] and "resuming from" in logs[2]
+    assert result["steps"] == 20 * 10 and result["bad_steps"] == 0
     assert not (config.workspace / "models" / "finetuned" / "checkpoints" / "killed").exists()
+
+
+def test_what_was_computed_twice_was_the_same(config, trained):
+    history = MlflowClient(config.mlflow.tracking_uri).get_metric_history(trained[0]["mlflow_run"], "train_loss")
+    losses = {}
+    for metric in history:
+        assert losses.setdefault(metric.step, metric.value) == metric.value
+    assert set(losses) == set(range(1, 20 * 10 + 1))
+
+
+def test_the_better_of_both_merged_models_is_kept(config, trained):
+    result, _ = trained
+    best = max(result["merged"].values(), key=module.score)
+    assert result["merged"][result["merged_onto"]] == best
+    assert checkpoint.settings(checkpoint.final(config))["merged_onto"] == result["merged_onto"]
+    network, tokenizer = model.load_merged(checkpoint.final(config))
+    val = pl.read_parquet(config.workspace / "data" / "processed" / "val.parquet")
+    logits = model.logits(network, tokenizer, val["text"].to_list(), config.model.max_length)
+    assert module.figures(logits, metrics.truth_of(val)) == best
 
 
 def test_the_checkpoint_holds_safetensors_and_no_pickle(config, trained):
@@ -194,7 +418,7 @@ def test_the_merged_model_answers_like_base_and_adapter(config, trained, base):
 
     folder = checkpoint.final(config)
     plain = PeftModel.from_pretrained(
-        model.load_base(config.model, base, 0, quantised=False), folder / "adapter"
+        model.load_base(config.model, base, 0, checkpoint.settings(folder)["merged_onto"]), folder / "adapter"
     ).eval()
     merged, tokenizer = model.load_merged(folder)
     texts = rows(8, seed=5)["text"].to_list()

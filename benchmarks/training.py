@@ -1,0 +1,178 @@
+"""How fast training is on one GPU, and what it takes: in both memory modes, and the usual recipe beside them.
+
+    python benchmarks/training.py [--figures=high,low,peer,whole] [--peak-tflops=989] [model.name=FOLDER key=value …]
+
+Needs a prepared workspace (`download`, `prepare`), for `whole` an MLflow store as well. The usual recipe is PEFT with
+Hugging Face's Trainer: NF4, gradient checkpointing, batches of 4 padded to the longest length. `whole` is the step
+`train`, from its start to the merged model. Prints one JSON line per figure.
+"""
+
+import argparse
+import gc
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from pytorch_lightning import Callback  # noqa: E402
+
+from tasks import config as configuration  # noqa: E402
+from tasks.config import Config  # noqa: E402
+from tasks.training import base_model, memory, model, train  # noqa: E402
+
+UNTIMED, TIMED = 10, 50  # steps of ours: the first compile
+PEER_UNTIMED, PEER_TIMED = 5, 25  # steps of four messages
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--figures", default="high,low,peer,whole")
+    parser.add_argument("--peak-tflops", type=float, default=989.0, help="the chip's dense bf16 rate; an H100's is 989")
+    arguments, overrides = parser.parse_known_args()
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
+    config = configuration.load(["profile=gpu", *overrides])
+    base = base_model.resolve(config.model, config.seed, config.workspace)
+    found = {}
+    for name in arguments.figures.split(","):
+        if name == "whole":
+            whole(overrides)
+            continue
+        found[name] = peer(config, base) if name == "peer" else ours(config, base, name)
+        report(name, base, found[name], arguments.peak_tflops)
+        gc.collect()
+        torch.cuda.empty_cache()
+    for name in {"high", "low"} & set(found) if "peer" in found else ():
+        times = found[name]["messages"] / found[name]["seconds"] * found["peer"]["seconds"] / found["peer"]["messages"]
+        line(f"training_{name}_against_usual_recipe", round(times, 1), "times")
+
+
+class Measured(Exception):
+    """Enough steps were timed."""
+
+
+class Clock(Callback):
+    def __init__(self):
+        self.messages, self.ends = 0, []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
+        if index + 1 > UNTIMED:
+            self.messages += sum(len(pack["truth"]) for pack in batch)
+            self.ends += [pack["last"].max() for pack in batch]  # read at the end: that waits for the GPU
+        if index + 1 == UNTIMED:
+            torch.cuda.synchronize()
+            self.started = time.monotonic()
+        if index + 1 == UNTIMED + TIMED:
+            torch.cuda.synchronize()
+            self.seconds = time.monotonic() - self.started
+            self.tokens = int((torch.stack(self.ends) + 1).sum())
+            raise Measured
+
+
+def ours(config: Config, base: str, mode: str) -> dict:
+    training = config.training.model_copy(update={"memory": mode, "validations_per_epoch": 1})
+    config = config.model_copy(update={"training": training})
+    torch.cuda.reset_peak_memory_stats()
+    classifier, batches = train.build(config, base)
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            train.fit(config, Path(place) / "run", classifier, batches, [clock])
+        except Measured:
+            pass
+    return {"messages": clock.messages, "tokens": clock.tokens, "seconds": clock.seconds, **peaks()}
+
+
+def peer(config: Config, base: str) -> dict:
+    from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    from tasks import metrics
+    from tasks.data import splits
+
+    torch.cuda.reset_peak_memory_stats()
+    frame = splits.read(config.workspace, "train").head(4 * (PEER_UNTIMED + PEER_TIMED))
+    texts, longest = frame["text"].to_list(), config.model.max_length
+    tokens = model.load_tokenizer(base)(texts, truncation=True, max_length=longest, padding="max_length")
+    truth = metrics.truth_of(frame).clip(0).astype("float32")
+    rows = [
+        {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        for ids, mask, labels in zip(tokens["input_ids"], tokens["attention_mask"], truth)
+    ]
+    network = prepare_model_for_kbit_training(
+        model.load_base(config.model, base, config.seed, weights="nf4"),
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+    )
+    lora = config.training.lora
+    network = get_peft_model(
+        network,
+        LoraConfig(task_type=TaskType.SEQ_CLS, r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules),
+    )
+
+    class StepClock(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step in (PEER_UNTIMED, PEER_UNTIMED + PEER_TIMED):
+                torch.cuda.synchronize()
+                self.started, self.seconds = time.monotonic(), time.monotonic() - getattr(self, "started", 0)
+
+    clock = StepClock()
+    with tempfile.TemporaryDirectory() as place:
+        settings = TrainingArguments(
+            place,
+            per_device_train_batch_size=4,
+            max_steps=PEER_UNTIMED + PEER_TIMED,
+            learning_rate=config.training.learning_rate,
+            bf16=True,
+            gradient_checkpointing=True,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+            save_strategy="no",
+            report_to="none",
+        )
+        Trainer(network, settings, train_dataset=rows, callbacks=[clock]).train()
+    length = sum(sum(row["attention_mask"]) for row in rows) / len(rows)
+    messages = 4 * PEER_TIMED
+    return {"messages": messages, "tokens": round(messages * length), "seconds": clock.seconds, **peaks()}
+
+
+def peaks() -> dict:
+    return {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+
+
+def whole(overrides: list[str]) -> None:
+    started = time.monotonic()
+    command = [sys.executable, "commands.py", "train", "profile=gpu", *overrides]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    seconds, result = time.monotonic() - started, json.loads(done.stdout.splitlines()[-1])
+    line("training_start_to_merged_model", round(seconds, 1), "s", messages=result["messages"], steps=result["steps"])
+
+
+def report(name: str, base: str, found: dict, peak_tflops: float) -> None:
+    """
+    A frozen weight costs two operations forward and two backward, for the activations' gradient; a padded or a repeated
+    operation doesn't count.
+    """
+    flops = 4 * memory.Sizes.of(base).linear * found["tokens"] / found["seconds"]
+    tokens = round(found["tokens"] / found["messages"], 1)
+    line(f"training_{name}", round(found["messages"] / found["seconds"], 1), "messages/s", tokens_per_message=tokens)
+    line(f"training_{name}_share_of_peak", round(flops / (peak_tflops * 1e12), 3), f"of {peak_tflops:.0f} TFLOP/s bf16")
+    line(f"training_{name}_peak_memory", round(found["allocated"] / 2**30, 2), "GiB")
+    line(f"training_{name}_peak_memory_reserved", round(found["reserved"] / 2**30, 2), "GiB")
+
+
+def line(name: str, value: float, unit: str, **more) -> None:
+    machine = f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}"
+    print(
+        json.dumps({"name": name, "value": value, "unit": unit, **more, "machine": machine, "date": str(date.today())}),
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
