@@ -23,10 +23,11 @@ def run(config: Config, run: Run) -> dict:
     Returns the MLflow run, the base and its hash, how training went, and what was merged. A repeated call resumes from
     the last readable checkpoint of this run, or goes on to merge where training was over.
     """
-    from tasks.training import progress
+    from tasks.training import behaviour, progress
 
     files.require_free_disk(config.workspace, config.disk.min_free_gib)
     splits.require(config.workspace)
+    behaviour.read()  # a typo there is named now, not when the training is paid for
     # Compiled graphs outlive the process: the next training of the same model starts at once.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(config.workspace / "models" / "cache" / "compiled"))
     base = base_model.resolve(config.model, config.seed, config.workspace)
