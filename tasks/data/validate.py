@@ -229,6 +229,8 @@ def observed(result: dict):
     lists = {how: found[f"partial_{how}_list"] for how in ("missing", "unexpected") if f"partial_{how}_list" in found}
     mismatched = found.get("details", {}).get("mismatched", lists if "missing" in lists else {})
     if mismatched:
+        if not result["expectation_config"]["kwargs"].get("exact_match", True):  # further columns are welcome
+            mismatched = {how: names for how, names in mismatched.items() if how == "missing"}
         words = [f"{how} {', '.join(map(str, names))}" for how, names in sorted(mismatched.items()) if names]
         return "; ".join(words) or "all of them"
     if found.get("observed_value") is not None:

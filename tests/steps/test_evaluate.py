@@ -51,7 +51,7 @@ def evaluated(tmp_path_factory):
     run = find(workspace, "a-run")
     folder = checkpoint.final(config)
     base = base_model.resolve(config.model, config.seed, workspace)
-    model.load_base(config.model, base, config.seed, quantised=False).save_pretrained(folder / "merged")
+    model.load_base(config.model, base, config.seed, weights="plain").save_pretrained(folder / "merged")
     model.load_tokenizer(base).save_pretrained(folder / "merged")
     files.write_json(folder / "training.json", {"run_id": run.id, "max_length": config.model.max_length})
     run.save("prepare", {"natural_toxic_share": {"en": 0.1, "ru": 0.3}})

@@ -19,6 +19,7 @@ def test_a_good_sample_passes_both_stages(raw):
     config, run, _ = raw
     found = validate.run(config, run, "raw")
     assert found["passed"] and found["warnings"] == 0
+    assert found["expectations"][0]["observed"] == "all of them"  # its columns
     assert {verdict["suite"] for verdict in found["expectations"]} == {"jigsaw", "russian"}
     prepare.run(config, run)
     found = validate.run(config, run, "prepared")
@@ -27,7 +28,7 @@ def test_a_good_sample_passes_both_stages(raw):
 
 
 BROKEN = [
-    (lambda rows: rows.drop("threat"), "has the columns that are read, found missing threat"),
+    (lambda rows: rows.drop("threat"), "has the columns that are read, found missing threat; allowed"),
     (lambda rows: rows.drop("comment_text"), "has the columns that are read, found missing comment_text"),
     (lambda rows: rows.head(100), "at least 500 rows, found 100; allowed: at least 500"),
     (lambda rows: rows.clear(), "at least 500 rows, found 0"),
