@@ -1,5 +1,6 @@
 """Writing so that a half-written file or folder is never seen: beside its place first, then renamed into it."""
 
+import errno
 import hashlib
 import json
 import os
@@ -8,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tasks.errors import StepFailed
+
+# What an OSError says where there is no room: on the disk, in the quota, under the limit of a file's size.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -119,7 +119,12 @@ def resampled_f1(tally: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """
     kinds, count = np.unique(tally, axis=0, return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(len(tally), count / len(tally), size=resamples)
-    hits, misses = np.tensordot(drawn, kinds, axes=1).transpose(2, 0, 1)
+    return f1_of(np.tensordot(drawn, kinds, axes=1))
+
+
+def f1_of(sums: np.ndarray) -> np.ndarray:
+    """F1, float64 [...], of sums of tallies [..., 2]; 0 where there is neither a hit nor a miss."""
+    hits, misses = np.moveaxis(sums, -1, 0)
     return 2 * hits / np.maximum(2 * hits + misses, 1e-12)
 
 
@@ -175,8 +180,7 @@ def gain(truth: np.ndarray, ours: np.ndarray, theirs: np.ndarray, resamples: int
             continue
         pair = np.stack([a[name], b[name]], axis=1)
         resamples_of = resampled_f1(pair, resamples, seed)
-        hits, misses = pair.sum(axis=0).T
-        f1 = 2 * hits / np.maximum(2 * hits + misses, 1e-12)
+        f1 = f1_of(pair.sum(axis=0))
         found[name] = {"gain": float(f1[0] - f1[1]), "interval": interval(resamples_of[:, 0] - resamples_of[:, 1])}
     return found
 

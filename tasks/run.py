@@ -111,8 +111,7 @@ def record(run: Run, config: Config, overrides: list[str]) -> None:
 
 def prune(workspace: Path, keep: int, protected: set[str]) -> list[str]:
     """Removes the oldest run folders but for the last `keep` and the `protected` ids; returns what it removed."""
-    opened = sorted((files.read_json(file)["created_at"], file.parent) for file in workspace.glob("runs/*/run.json"))
-    removed = [folder for _, folder in opened[:-keep] if folder.name not in protected]
+    removed = [run.folder for run in reversed(opened(workspace)[keep:]) if run.id not in protected]
     for folder in removed:
         shutil.rmtree(folder)
         (workspace / "logs" / f"{folder.name}.log").unlink(missing_ok=True)

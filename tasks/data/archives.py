@@ -4,7 +4,6 @@ Only one file is ever taken out of an archive, and under the name that the confi
 path decides nothing; an archive that tries something with paths, links or sizes is refused all the same.
 """
 
-import errno
 import gzip
 import os
 import shutil
@@ -15,11 +14,11 @@ from pathlib import Path, PurePosixPath
 
 from tasks.config import Unpack
 from tasks.errors import StepFailed
+from tasks.files import DISK_FULL
 
 ZIP, EMPTY_ZIP, GZIP = b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b"
 BLOCK = 1 << 20
 AGAIN = "Get the file again"
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def unpack(path: Path, file: str, target: Path, limits: Unpack, name: str | None = None) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import polars as pl
 
-from tasks import files
+from tasks import files, page
 from tasks.config import Config
 from tasks.errors import UsageError
 from tasks.labels import TYPES
 from tasks.run import Run
 from tasks.text import clean
 
+TEMPLATE = Path(__file__).with_name("card.html.j2")
 EXAMPLES = 5  # shown for each reason
 SHOWN_CHARS = 240
 
@@ -74,15 +75,9 @@ def build(config: Config, found: dict, splits: dict[str, pl.DataFrame], gone: di
 
 def write(card: dict, folder: Path) -> Path:
     """Writes card.json and card.html, which works offline, into `folder`; returns the page."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["number"] = lambda value: f"{value:,}".replace(",", " ")
-    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
+    filters = {"number": lambda value: f"{value:,}".replace(",", " "), "percent": lambda share: f"{100 * share:.1f} %"}
     files.write_json(folder / "card.json", card)
-    files.write_text(folder / "card.html", environment.get_template("card.html.j2").render(card=card))
+    files.write_text(folder / "card.html", page.render(TEMPLATE, filters, card=card))
     return folder / "card.html"
 
 

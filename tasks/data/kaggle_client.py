@@ -6,14 +6,14 @@ then `done` or `error`. When stdin ends, whoever asked is gone, and so is this p
 file that a restarted step is writing to.
 """
 
-import errno
 import json
 import os
 import sys
 import threading
 from pathlib import Path
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from tasks.files import DISK_FULL
+
 CHUNK = 1 << 16  # what a cut loses, and the step of its progress
 
 

@@ -21,17 +21,17 @@ from pathlib import Path
 
 import polars as pl
 
-from tasks.config import Source
+from tasks.config import Config, Source
 from tasks.data import messages, schemas, sources
+from tasks.data.splits import SPLITS
 from tasks.errors import StepFailed, UsageError
 from tasks.labels import LABELS, TYPES
 
-SPLITS = ("train", "val", "test")
 SCRIPTS = pl.Enum(["cyrillic", "latin", "neither"])
 MOJIBAKE = "Ã[\u0080-¿]|â€|Ð[\u0080-¿]"
 
 
-def raw(source: Source, path: Path, wanted: set[str]):
+def raw(source: Source, config: Config, wanted: set[str]):
     """The measures of a raw file and its columns `wanted`, in pandas, with the row's number, from 1, as its index.
 
     Labels are numbers, 0 and 1 by the source's threshold where it has one; what is not a number stays text, so that a
@@ -41,8 +41,7 @@ def raw(source: Source, path: Path, wanted: set[str]):
         UsageError: the file has not been downloaded.
         StepFailed: it is not a CSV file in UTF-8.
     """
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist: run `python commands.py download` first")
+    path = sources.raw_file(source, config)
     lazy, columns = pl.scan_csv(path, infer_schema=False), schemas.columns_of(source)
     try:
         if source.schema_ == "messages":

@@ -7,7 +7,8 @@ import polars as pl
 from tasks import files
 from tasks.config import Config, Data
 from tasks.data import card, duplicates, messages, schemas, versions
-from tasks.data.sampling import SPLITS, sampled, split
+from tasks.data.sampling import sampled, split
+from tasks.data.splits import SPLITS
 from tasks.errors import StepFailed
 from tasks.labels import LABELS
 from tasks.run import Run

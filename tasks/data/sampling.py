@@ -4,9 +4,9 @@ import polars as pl
 
 from tasks.config import Data
 from tasks.data import messages
+from tasks.data.splits import SPLITS
 from tasks.labels import TYPES
 
-SPLITS = ("train", "val", "test")
 STRATUM = ("language", "toxic", "rarest")
 
 

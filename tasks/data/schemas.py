@@ -6,7 +6,7 @@ import polars as pl
 
 from tasks.config import Config, Source
 from tasks.data import feedback, sources
-from tasks.errors import StepFailed, UsageError
+from tasks.errors import StepFailed
 from tasks.labels import LABELS
 
 # The project's column → the file's. A source with schema `messages` says its own in the configuration.
@@ -32,9 +32,7 @@ def read(source: Source, config: Config) -> pl.DataFrame:
         UsageError: it has not been downloaded.
         StepFailed: it is not what its schema says.
     """
-    path = config.workspace / "data" / "raw" / source.file
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist: run `python commands.py download` first")
+    path = sources.raw_file(source, config)
     columns, frame = columns_of(source), table(path, source)
     if source.schema_ == "feedback":
         return feedback.rows(frame, source)

@@ -44,6 +44,18 @@ def fetch(source: Source, config: Config, folder: Path, incoming: Path, state: d
     return []
 
 
+def raw_file(source: Source, config: Config) -> Path:
+    """A source's file in data/raw.
+
+    Raises:
+        UsageError: it has not been downloaded.
+    """
+    path = config.workspace / "data" / "raw" / source.file
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist: run `python commands.py download` first")
+    return path
+
+
 def read(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
     """A raw file as it is, or some of its columns: every column a string, an empty cell null.
 

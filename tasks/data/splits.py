@@ -6,6 +6,8 @@ import polars as pl
 
 from tasks.errors import UsageError
 
+SPLITS = ("train", "val", "test")
+
 
 def require(workspace: Path, split: str = "train") -> Path:
     """The file of a split.

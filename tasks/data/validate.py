@@ -9,6 +9,8 @@ from tasks import files
 from tasks import run as runs
 from tasks.config import Config
 from tasks.data import drift, measures, validation_page
+from tasks.data.splits import SPLITS
+from tasks.data.verdicts import MAX_ROWS, failed, in_words, last_words, verdict
 from tasks.errors import StepFailed, UsageError
 from tasks.promotion import registry
 from tasks.run import Run
@@ -16,7 +18,6 @@ from tasks.run import Run
 log = logging.getLogger(__name__)
 
 SUITES = Path(__file__).resolve().parents[2] / "expectations"
-MAX_ROWS = 20  # ids of failing rows that the verdict names
 
 
 def run(config: Config, run: Run, stage: str) -> dict:
@@ -30,15 +31,17 @@ def run(config: Config, run: Run, stage: str) -> dict:
     Raises:
         StepFailed: a `critical` expectation fails; the message names it, what was found, and rows that fail.
     """
-    last, champion = last_time(config, run, stage), champions_run(config, run, stage)
+    last = last_time(config, run, stage)
+    champion = champions_run(config, run, stage) if last else None
+    since_last, since_champion = profiles_of(last, stage), profiles_of(champion, stage)
     verdicts, profiles, distances = [], {}, []
     for suite, file, origin, measured in frames(config, stage):
         profile = drift.profile(measured) | {"origin": origin}
-        least = least_rows(last, file, origin, config.validation.min_share_of_last_rows)
+        least = least_rows(since_last.get(file), origin, config.validation.min_share_of_last_rows)
         asked = parameters(config, len(measured)) | {"least_rows_since_last_time": least}
         verdicts += judged(suite, file, measured, asked)
         profiles[file] = profile
-        before = champion and profiles_of(champion, stage).get(file)
+        before = since_champion.get(file)
         if before and before["origin"] == origin:
             distances += drift.compared(file, profile, before)
     if distances:
@@ -55,8 +58,8 @@ def run(config: Config, run: Run, stage: str) -> dict:
         (run.folder / "validation_prepared.json").unlink(missing_ok=True)  # that of other data
     files.write_json(run.folder / f"validation_{stage}.json", result)
     page = validation_page.write(config, run)
-    for verdict in failed(verdicts, "warning"):
-        log.warning("%s", in_words(verdict))
+    for warning in failed(verdicts, "warning"):
+        log.warning("%s", in_words(warning))
     if not result["passed"]:
         raise StepFailed(last_words(failed(verdicts, "critical"), page))
     return result
@@ -64,14 +67,13 @@ def run(config: Config, run: Run, stage: str) -> dict:
 
 def frames(config: Config, stage: str):
     """Yields (suite, file, its origin, its measures in pandas) of every raw file, or of the splits together."""
-    data = config.workspace / "data"
     if stage == "prepared":
-        paths = [data / "processed" / f"{split}.parquet" for split in measures.SPLITS]
+        paths = [config.workspace / "data" / "processed" / f"{split}.parquet" for split in SPLITS]
         yield "prepared", "data/processed", "prepare", measures.prepared(paths, wanted("prepared"))
         return
     for source in config.data.sources:
         suite = source.schema_
-        frame = measures.raw(source, data / "raw" / source.file, wanted(suite))
+        frame = measures.raw(source, config, wanted(suite))
         yield suite, source.file, f"{source.kind} {source.name}", frame
 
 
@@ -83,8 +85,6 @@ def last_time(config: Config, run: Run, stage: str) -> Run | None:
 
 def champions_run(config: Config, run: Run, stage: str) -> Run | None:
     """The run that the champion comes from, or None where there is none, or it left no profile of its data."""
-    if last_time(config, run, stage) is None:
-        return None
     try:
         champion = registry.alias(config, "champion")
         champions = champion and runs.find(config.workspace, registry.tags(config, champion).get("run_id", "-"))
@@ -94,14 +94,12 @@ def champions_run(config: Config, run: Run, stage: str) -> Run | None:
     return champions if champions and champions.id != run.id and profiles_of(champions, stage) else None
 
 
-def profiles_of(run: Run, stage: str) -> dict:
-    return run.result(f"validate_{stage}").get("profiles", {}) if run.has(f"validate_{stage}") else {}
+def profiles_of(run: Run | None, stage: str) -> dict:
+    return run.result(f"validate_{stage}").get("profiles", {}) if run and run.has(f"validate_{stage}") else {}
 
 
-def least_rows(last: Run | None, file: str, origin: str, share: float) -> int:
+def least_rows(before: dict | None, origin: str, share: float) -> int:
     """So many rows a file must have not to have lost too many since last time; 0 if it had another origin then."""
-    stage = "prepared" if file == "data/processed" else "raw"
-    before = profiles_of(last, stage).get(file) if last else None
     return math.ceil(share * before["rows"]) if before and before["origin"] == origin else 0
 
 
@@ -200,98 +198,3 @@ def wanted(name: str) -> set[str]:
             for value in (expectation["kwargs"].get(key, []) for key in keys):
                 found |= {value} if isinstance(value, str) else set(value)
     return found - {None}
-
-
-def verdict(suite: str, file: str, result: dict, ids) -> dict:
-    configuration = result["expectation_config"]
-    hidden = ("batch_id", "condition_parser", "column", "column_A", "exact_match")
-    kwargs = configuration["kwargs"]
-    numbers = [row["row"] for row in result["result"].get("partial_unexpected_index_list") or []]
-    return {
-        "suite": suite,
-        "file": file,
-        "expectation": configuration["type"],
-        "description": configuration.get("description") or "",
-        "column": kwargs.get("column") or kwargs.get("column_A"),
-        "severity": configuration["severity"],
-        "success": result["success"],
-        "observed": observed(result),
-        "expected": {key: value for key, value in kwargs.items() if key not in hidden},
-        "rows": list(dict.fromkeys(number if ids is None or ids.isna()[number] else ids[number] for number in numbers)),
-        "note": configuration.get("notes") or "",
-    }
-
-
-def observed(result: dict):
-    """The figure that was measured, or how many values failed and the first of them; else why it could not be."""
-    found = result["result"]
-    # Of column names, or of a column's distinct values:
-    lists = {how: found[f"partial_{how}_list"] for how in ("missing", "unexpected") if f"partial_{how}_list" in found}
-    mismatched = found.get("details", {}).get("mismatched", lists if "missing" in lists else {})
-    if mismatched:
-        if not result["expectation_config"]["kwargs"].get("exact_match", True):  # further columns are welcome
-            mismatched = {how: names for how, names in mismatched.items() if how == "missing"}
-        words = [f"{how} {', '.join(map(str, names))}" for how, names in sorted(mismatched.items()) if names]
-        return "; ".join(words) or "all of them"
-    if found.get("observed_value") is not None:
-        value = found["observed_value"]
-        return float(f"{value:.4g}") if isinstance(value, float) else value
-    if "unexpected_count" in found:
-        count, of = found["unexpected_count"], found["element_count"]
-        values = [value for value in found["partial_unexpected_list"] if value not in (None, True, False)]
-        first = f", such as {str(values[0])[:60]!r}" if values else ""
-        return f"{count:,} of {of:,} rows{f' ({count / of:.2%})' if count else ''}{first}"
-    raised = result["exception_info"]
-    errors = [raised] if "exception_message" in raised else raised.values()  # one, or one per metric
-    return "; ".join(sorted({error["exception_message"] or "nothing to measure" for error in errors}))
-
-
-def failed(verdicts: list[dict], severity: str) -> list[dict]:
-    return [verdict for verdict in verdicts if not verdict["success"] and verdict["severity"] == severity]
-
-
-def in_words(verdict: dict) -> str:
-    """The verdict in one sentence, with the name that Great Expectations has for it."""
-    rows = f" (rows {', '.join(map(str, verdict['rows'][:5]))})" if verdict["rows"] else ""
-    limits = limits_in_words(verdict["expected"])
-    return " ".join(
-        [
-            f"{verdict['file']}: expected that {verdict['description'] or verdict['expectation']}, found",
-            f"{verdict['observed']}{rows}{f'; allowed: {limits}' if limits else ''}.",
-            *([verdict["note"]] if verdict["note"] else []),
-            f"[{verdict['expectation']}{f' of {column}' if (column := verdict['column']) else ''}]",
-        ]
-    )
-
-
-def limits_in_words(expected: dict) -> str:
-    """What is expected, for people: `between 0.07 and 0.13`, `0, 1`, `in at least 98 % of the rows`."""
-    rest = dict(expected)
-    low, high = rest.pop("min_value", None), rest.pop("max_value", None)
-    words = []
-    if low is not None and high is not None:
-        words.append(f"between {low:g} and {high:g}")
-    elif low is not None or high is not None:
-        words.append(f"at least {low:g}" if high is None else f"at most {high:g}")
-    for key in ("value_set", "column_set", "type_list"):
-        values = rest.pop(key, [])
-        words += [", ".join(map(str, values))] if values != [False] else []  # of a measure that is yes or no
-    mostly, where = rest.pop("mostly", None), rest.pop("row_condition", None)
-    words += [f"{key} {value}" for key, value in rest.items()]
-    if mostly is not None:
-        words.append(f"in at least {mostly:.4g} of the rows" if mostly < 1 else "")
-    if where:
-        words.append(f"where {where['pass_through_filter'] if isinstance(where, dict) else where}")
-    return ", ".join(filter(None, words))
-
-
-def last_words(critical: list[dict], page: Path) -> str:
-    more = (
-        f" {len(critical) - 1} more critical expectation{'s' * (len(critical) > 2)} failed."
-        if len(critical) > 1
-        else ""
-    )
-    return (
-        f"{in_words(critical[0])}{more} Nothing is trained and service is untouched. All of it, with rows: {page}; "
-        f"where the data is right, edit expectations/{critical[0]['suite']}.json or configs/validation"
-    )

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from tasks import files
+from tasks import files, page
 from tasks.config import Config
+from tasks.data.verdicts import failed, limits_in_words
 from tasks.run import Run
 
 TEMPLATE = Path(__file__).with_name("validation.html.j2")
@@ -12,11 +13,6 @@ STAGES = {"raw": "Raw files", "prepared": "Prepared splits"}
 
 def write(config: Config, run: Run) -> Path:
     """Renders what has been validated so far in this run, and returns the page's path."""
-    from jinja2 import Environment, StrictUndefined
-
-    # validate imports this module
-    from tasks.data.validate import failed, limits_in_words
-
     stages = {
         title: files.read_json(run.folder / f"validation_{stage}.json")
         for stage, title in STAGES.items()
@@ -24,9 +20,9 @@ def write(config: Config, run: Run) -> Path:
     }
     verdicts = [verdict for result in stages.values() for verdict in result["expectations"]]
     distances = [row for result in stages.values() for row in result["drift"]]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"limits": limits_in_words, "number": number, "things": things}
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    html = page.render(
+        TEMPLATE,
+        {"limits": limits_in_words, "number": number, "things": things},
         run_id=run.id,
         stages=stages,
         **{severity: failed(verdicts, severity) for severity in ("critical", "warning", "info")},
@@ -36,7 +32,7 @@ def write(config: Config, run: Run) -> Path:
         prepared=run.result("prepare") if run.has("prepare") else None,
     )
     target = run.folder / "validation.html"
-    files.write_text(target, page)
+    files.write_text(target, html)
     return target
 
 

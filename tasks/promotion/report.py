@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from tasks import files
+from tasks import files, page
 from tasks.config import Config
 from tasks.labels import LABELS, TYPES, answer
 from tasks.promotion import registry
@@ -21,11 +21,8 @@ SHOWN = 200  # rows of a table on the page; all changed messages are in predicti
 
 def run(config: Config, run: Run) -> dict:
     """Renders what the earlier steps found, writes the page into the run folder and logs it to the MLflow run."""
-    from jinja2 import Environment, StrictUndefined
-
     verdict, evaluated = run.result("gate"), run.result("evaluate")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
+    filters = {
         "mark": mark,
         "words": words,
         "figure": lambda value: "–" if value is None else f"{value:.3f}".replace("-", "−"),
@@ -34,7 +31,10 @@ def run(config: Config, run: Run) -> dict:
     }
     against = "champion" if evaluated["champion"] else "baseline"
     predictions = pl.read_parquet(run.folder / "predictions.parquet")
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    changes = changed(predictions, against)
+    html = page.render(
+        TEMPLATE,
+        filters,
         run_id=run.id,
         verdict=verdict,
         evaluated=evaluated,
@@ -43,7 +43,7 @@ def run(config: Config, run: Run) -> dict:
         models=[name for name in ("challenger", "champion", "baseline") if evaluated[name]],
         types=TYPES,
         against=against,
-        changed=changed(predictions, against),
+        changed=changes,
         shown=SHOWN,
         errors=files.read_json(run.folder / "errors.json"),
         capabilities=by_language(evaluated["behaviour"]["capabilities"]),
@@ -56,10 +56,10 @@ def run(config: Config, run: Run) -> dict:
         name=config.mlflow.registered_model,
     )
     target = run.folder / "report.html"
-    files.write_text(target, page)
+    files.write_text(target, html)
     registry.log_to_run(config, run.result("train")["mlflow_run"], {}, [target])
     log.info("the report is at %s", target)
-    return {"report": str(target), "changed": len(changed(predictions, against))}
+    return {"report": str(target), "changed": len(changes)}
 
 
 def changed(predictions: pl.DataFrame, against: str) -> list[dict]:

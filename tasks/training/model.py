@@ -165,7 +165,6 @@ def logits_of(ids: list[list[int]], network, pad_token_id: int) -> np.ndarray:
     similar length.
     """
     found = np.zeros((len(ids), len(labels.LABELS)), dtype=np.float32)
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     if network.device.type == "cuda" and network.dtype != torch.float32:
         with packed.attention(network):
             lengths = [len(row) for row in ids]
@@ -176,6 +175,7 @@ def logits_of(ids: list[list[int]], network, pad_token_id: int) -> np.ndarray:
                 batch = {name: tensor.to(network.device) for name, tensor in batch.items()}
                 found[rows] = packed.logits(network, batch, exact.longest).cpu().numpy()
         return found
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     for start in range(0, len(order), INFERENCE_MESSAGES):
         rows = order[start : start + INFERENCE_MESSAGES]
         batch = pad([ids[i] for i in rows], pad_token_id, network.device)

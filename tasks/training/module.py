@@ -6,6 +6,7 @@ import math
 import numpy as np
 import torch
 from pytorch_lightning import LightningModule
+from scipy.special import expit
 
 from tasks import metrics
 from tasks.config import Config
@@ -184,7 +185,7 @@ class ToxicClassifier(LightningModule):
 def figures(logits: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """F1 toxic and F1 types, each at the thresholds that are best on these rows, as `evaluate` will choose them."""
     truth = truth.astype(np.int8)
-    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    probabilities = expit(logits.astype(np.float64))
     decisions = probabilities >= metrics.choose_thresholds(truth, probabilities)
     return {"f1_toxic": metrics.f1_toxic(truth, decisions), "f1_types": metrics.f1_types(truth, decisions)}
 

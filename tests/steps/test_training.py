@@ -14,12 +14,12 @@ import polars as pl
 import pytest
 import torch
 from mlflow import MlflowClient
+from prepared_rows import rows
 from pytorch_lightning import Callback
 
 from tasks import config as configuration
 from tasks import files, metrics
 from tasks.errors import StepFailed, UsageError
-from tasks.labels import LABELS
 from tasks.training import (
     base_model,
     checkpoint,
@@ -59,19 +59,6 @@ def overrides(workspace) -> list[str]:
         "training.per_device_train_batch_size=1",
         "training.num_train_epochs=2",
     ]
-
-
-def rows(count: int, seed: int) -> pl.DataFrame:
-    generator = np.random.default_rng(seed)
-    made = []
-    for k in range(count):
-        toxic, russian = bool(generator.integers(2)), k % 3 == 0
-        words = ["ты дурак", "вот отчёт"] if russian else ["you fool", "the report"]
-        text = " ".join([words[not toxic], *map(str, generator.integers(100, size=generator.integers(1, 9)))])
-        types = [None] * 5 if russian else [0, 0, 0, int(toxic), 0]
-        made.append([f"{seed}-{k}", text, "ru" if russian else "en", "test", int(toxic), *types])
-    schema = {"id": str, "text": str, "language": str, "source": str, **{name: pl.Int8 for name in LABELS}}
-    return pl.DataFrame(made, schema=schema, orient="row")
 
 
 @pytest.fixture(scope="module")
