@@ -1,10 +1,11 @@
 """How fast training is on one GPU, and what it takes: in both memory modes, and the usual recipe beside them.
 
-    python benchmarks/training.py [--figures=high,low,peer,whole] [--peak-tflops=989] [model.name=FOLDER key=value …]
+    python benchmarks/training.py [--figures=high,low,peer,whole,quality] [--peak-tflops=989] [model.name=FOLDER key=value …]
 
-Needs a prepared workspace (`download`, `prepare`), for `whole` an MLflow store as well. The usual recipe is PEFT with
-Hugging Face's Trainer: NF4, gradient checkpointing, batches of 4 padded to the longest length. `whole` is the step
-`train`, from its start to the merged model. Prints one JSON line per figure.
+Needs a prepared workspace (`download`, `prepare`), for `whole` and `quality` an MLflow store as well. The usual recipe is
+PEFT with Hugging Face's Trainer: NF4, gradient checkpointing, batches of 4 padded to the longest length. `whole` is the
+step `train`, from its process's start to the merged model on disk; `quality` is what `evaluate` says of that model, and of
+its gain over the baseline. Prints one JSON line per figure.
 """
 
 import argparse
@@ -34,7 +35,7 @@ PEER_UNTIMED, PEER_TIMED = 5, 25  # steps of four messages
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--figures", default="high,low,peer,whole")
+    parser.add_argument("--figures", default="high,low,peer,whole,quality")
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="the chip's dense bf16 rate; an H100's is 989")
     arguments, overrides = parser.parse_known_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
@@ -42,8 +43,8 @@ def main() -> None:
     base = base_model.resolve(config.model, config.seed, config.workspace)
     found = {}
     for name in arguments.figures.split(","):
-        if name == "whole":
-            whole(overrides)
+        if name in ("whole", "quality"):
+            whole(overrides) if name == "whole" else quality(overrides)
             continue
         found[name] = peer(config, base) if name == "peer" else ours(config, base, name)
         report(name, base, found[name], arguments.peak_tflops)
@@ -147,10 +148,33 @@ def peaks() -> dict:
 
 def whole(overrides: list[str]) -> None:
     started = time.monotonic()
-    command = [sys.executable, "commands.py", "train", "profile=gpu", *overrides]
+    result = step("train", overrides)
+    seconds = round(time.monotonic() - started, 1)
+    line("training_start_to_merged_model", seconds, "s", messages=result["messages"], steps=result["steps"])
+
+
+def quality(overrides: list[str]) -> None:
+    evaluated = step("evaluate", overrides)
+    found, rows = evaluated["challenger"], evaluated["challenger"]["rows"]
+    for name in ("f1_toxic", "f1_types", "f1_types_macro", "pr_auc"):
+        line(f"test_{name}", round(found[name], 4), "", interval=rounded(found["intervals"][name]), messages=rows)
+    for language, slice_ in found["languages"].items():
+        interval = rounded(slice_["interval"])
+        line(f"test_f1_toxic_{language}", round(slice_["f1_toxic"], 4), "", interval=interval, messages=slice_["rows"])
+    for name in ("f1_toxic", "f1_types"):
+        line(f"baseline_test_{name}", round(evaluated["baseline"][name], 4), "", messages=rows)
+        gain = evaluated["gain"]["baseline"][name]
+        line(f"gain_{name}", round(gain["gain"], 4), "", interval=rounded(gain["interval"]), messages=rows)
+
+
+def rounded(interval: list[float]) -> list[float]:
+    return [round(end, 4) for end in interval]
+
+
+def step(name: str, overrides: list[str]) -> dict:
+    command = [sys.executable, "commands.py", name, "profile=gpu", *overrides]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    seconds, result = time.monotonic() - started, json.loads(done.stdout.splitlines()[-1])
-    line("training_start_to_merged_model", round(seconds, 1), "s", messages=result["messages"], steps=result["steps"])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def report(name: str, base: str, found: dict, peak_tflops: float) -> None:

@@ -176,7 +176,6 @@ class Training(Section):
     weight_decay: float = Field(ge=0)
     max_grad_norm: float = Field(gt=0)
     type_loss_weight: float = Field(ge=0)
-    label_smoothing: float = Field(ge=0, lt=1)
     ema_decay: float = Field(ge=0, lt=1)
     max_bad_steps: int = Field(ge=0)
     memory: Literal["auto", "low", "high"]

@@ -122,7 +122,6 @@ def loss(
     logits: torch.Tensor,
     truth: torch.Tensor,
     type_weight: float,
-    smoothing: float = 0.0,
     whole: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Binary cross-entropy of `toxic` plus, on rows whose types are known, that of the types.
@@ -131,12 +130,11 @@ def loss(
         logits: float [B, 6].
         truth: float [B, 6]; -1 where a label is unknown. A batch without known types has only the first term.
         type_weight: of the second term.
-        smoothing: how far a label counts as its opposite: 0.1 makes 0 and 1 0.05 and 0.95.
         whole: the truth of all messages of a step, of which these are a part; the parts' losses add up to the step's.
     """
     whole = truth if whole is None else whole
-    target = truth.clamp(min=0) * (1 - smoothing) + smoothing / 2
-    each = nn.functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none") * (truth != -1)
+    each = nn.functional.binary_cross_entropy_with_logits(logits.float(), truth.clamp(min=0), reduction="none")
+    each = each * (truth != -1)
     toxic = each[:, 0].sum() / len(whole)
     types = each[:, 1:].sum() / (whole[:, 1:] != -1).sum().clamp(min=1)
     return toxic + type_weight * types

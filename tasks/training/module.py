@@ -76,7 +76,7 @@ class ToxicClassifier(LightningModule):
         total = torch.zeros((), device=self.device)
         for pack in batch:
             logits = packed.logits(self.network, pack, self.shape.longest)
-            loss = model.loss(logits, pack["truth"], self.config.type_loss_weight, self.config.label_smoothing, whole)
+            loss = model.loss(logits, pack["truth"], self.config.type_loss_weight, whole)
             self.manual_backward(loss)
             total += loss.detach()
         return total

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from tasks import files
@@ -33,11 +34,12 @@ def run(config: Config, run: Run) -> dict:
     base = base_model.resolve(config.model, config.seed, config.workspace)
     mlflow_run = registry.training_run(config, run)
     going_on = checkpoints(config, run)
-    with progress.Heartbeat() as heartbeat:
+    with progress.Heartbeat() as heartbeat, ThreadPoolExecutor(1) as beside:
+        base_sha256 = beside.submit(base_model.content_hash, base)  # reads gigabytes: not while somebody waits
         if not (going_on / "trained").exists():
             learn(config, base, going_on, mlflow_run, heartbeat)
         result = files.read_json(going_on / "trained" / "result.json")
-        settings, merged = merge(config, run, base, going_on / "trained" / "adapter", heartbeat)
+        settings, merged = merge(config, run, base, going_on / "trained" / "adapter", heartbeat, base_sha256)
     metrics = {f"merged_{onto}_{name}": value for onto, found in merged.items() for name, value in found.items()}
     registry.log_to_run(config, mlflow_run, metrics)
     shutil.rmtree(going_on, ignore_errors=True)
@@ -85,13 +87,15 @@ def learn(config: Config, base: str, folder: Path, mlflow_run: str, heartbeat) -
 
 def build(config: Config, base: str):
     """(ToxicClassifier, ToxicData), as memory allows: see memory.plan."""
-    from tasks.training import data, memory, model, module, packed
+    from tasks.training import data, memory, merged, model, module, packed
 
     plan = memory.plan(config.training, config.model, base)
     memory.keep_within(plan)
     batches = data.ToxicData(config, model.load_tokenizer(base), plan)
     weights = {"high": "unpacked", "low": "nf4"}[plan.mode] if config.model.load_in_4bit else "plain"
     network = model.add_adapter(config.training.lora, model.load_base(config.model, base, config.seed, weights))
+    if plan.mode == "high" and not config.training.lora.dropout:
+        merged.use_merged_weights(network)
     packed.use_packed_attention(network)
     packed.prepare_layers(network, compiled=config.training.compile, checkpointed=plan.mode == "low")
     return module.ToxicClassifier(network, config, batches.shape, batches.pad_token_id), batches
@@ -130,7 +134,7 @@ def fit(config: Config, folder: Path, classifier, batches, callbacks: list, logg
         trainer.fit(classifier, batches, ckpt_path=last and str(last), weights_only=True)
 
 
-def merge(config: Config, run: Run, base: str, adapter: Path, heartbeat) -> tuple[dict, dict]:
+def merge(config: Config, run: Run, base: str, adapter: Path, heartbeat, base_sha256: Future) -> tuple[dict, dict]:
     """Merges the adapter onto the base's own weights and onto what NF4 made of them; keeps the better on validation.
 
     Writes models/finetuned/final: adapter, merged model, tokenizer and training.json, as safetensors and JSON; the
@@ -147,7 +151,8 @@ def merge(config: Config, run: Run, base: str, adapter: Path, heartbeat) -> tupl
     found, onto = {}, None
     with files.new_folder(checkpoint.final(config)) as folder:
         shutil.copytree(adapter, folder / "adapter")
-        for weights in ("plain", "unpacked") if config.model.load_in_4bit else ("plain",):
+        # First what it was trained on, most likely the better one: writing takes longer than merging.
+        for weights in ("unpacked", "plain") if config.model.load_in_4bit else ("plain",):
             heartbeat.now(f"merging onto {weights} weights")
             network = model.merge(config.model, base, adapter, weights)
             logits = model.logits(network, tokenizer, val["text"].to_list(), config.model.max_length)
@@ -161,7 +166,7 @@ def merge(config: Config, run: Run, base: str, adapter: Path, heartbeat) -> tupl
         settings = {
             "run_id": run.id,
             "base_model": config.model.name,
-            "base_sha256": base_model.content_hash(base),
+            "base_sha256": base_sha256.result(),
             "max_length": config.model.max_length,
             "seed": config.seed,
             "model": config.model.model_dump(),

@@ -1,5 +1,6 @@
 """Training for real, on a model and a sample small enough for seconds."""
 
+import copy
 import json
 import os
 import resource
@@ -25,6 +26,7 @@ from tasks.training import (
     checkpoint,
     data,
     memory,
+    merged,
     model,
     module,
     packed,
@@ -137,14 +139,31 @@ def test_the_losses_of_packs_add_up_to_that_of_the_step():
     logits = torch.randn(6, 6, generator=generator)
     truth = torch.randint(0, 2, (6, 6), generator=generator).float()
     truth[4:, 1:] = -1
-    parts = [model.loss(logits[k : k + 2], truth[k : k + 2], 3.0, 0.1, truth) for k in (0, 2, 4)]
-    torch.testing.assert_close(sum(parts), model.loss(logits, truth, 3.0, 0.1))
+    parts = [model.loss(logits[k : k + 2], truth[k : k + 2], 3.0, truth) for k in (0, 2, 4)]
+    torch.testing.assert_close(sum(parts), model.loss(logits, truth, 3.0))
 
 
-def test_smoothed_labels_cost_a_sure_model_more():
-    truth = torch.tensor([[1.0, 0, 0, 0, 0, 0]])
-    sure = torch.tensor([[9.0, -9, -9, -9, -9, -9]])
-    assert model.loss(sure, truth, 1.0, smoothing=0.1) > model.loss(sure, truth, 1.0) + 0.5
+def test_merged_weights_answer_and_learn_like_the_adapter_beside_them(config, base, quantised):
+    unpacked = model.load_base(config.model, base, config.seed, weights="unpacked")
+    beside = model.add_adapter(config.training.lora, unpacked)
+    with torch.no_grad():  # an adapter that has learnt something: a fresh one adds nothing
+        for name, parameter in beside.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    within = copy.deepcopy(beside)
+    merged.use_merged_weights(within)
+    assert sum(isinstance(layer, merged.MergedLinear) for layer in within.modules()) == 2 * 7
+
+    ids = torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(0))
+    found = []
+    for network in (beside, within):
+        logits = network(input_ids=ids).logits
+        logits.square().sum().backward()
+        found.append((logits, {name: p.grad for name, p in network.named_parameters() if p.requires_grad}))
+    (logits, gradients), (others, other_gradients) = found
+    torch.testing.assert_close(others, logits, rtol=1e-4, atol=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(other_gradients[name], gradient, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_single_batched_and_packed_logits_agree(quantised, base):
