@@ -56,6 +56,7 @@ def build(config: Config, found: dict, splits: dict[str, pl.DataFrame], gone: di
         "natural_toxic_share": found["natural_toxic_share"],
         "settings": {
             "max_samples": data.max_samples,
+            "min_language_share": data.min_language_share,
             "toxic_share": data.toxic_share,
             "max_chars": data.max_chars,
             "near_duplicate": data.near_duplicate,
