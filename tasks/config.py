@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tasks.errors import UsageError
-from tasks.labels import LABELS
+from tasks.labels import LABELS, LANGUAGES
 
 Share = Field(gt=0, lt=1)
 Score = Field(ge=0, le=1)
@@ -124,6 +124,7 @@ class Data(Section):
     folder: str | None = None
     sources: list[Source] = Field(min_length=1)
     max_samples: int = Field(ge=1)
+    min_language_share: float = Field(ge=0, le=1 / len(LANGUAGES))
     toxic_share: float | None = Share
     min_rows: int = Field(ge=1)
     max_chars: int = Field(ge=1)

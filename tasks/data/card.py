@@ -34,7 +34,7 @@ REASONS = {
 def build(config: Config, found: dict, splits: dict[str, pl.DataFrame], gone: dict, unique: pl.DataFrame) -> dict:
     """The card as plain values.
 
-    {"sources": [{"file", "language", "rows", "kept"}], "messages": n different ones before sampling,
+    {"sources": [{"file", "languages", "rows", "kept"}], "messages": n different ones before sampling,
     "splits": {split: {language: {"rows": n, label: n}}},
     "types_known": {split: {language: n rows whose types are known}},
     "lengths": {split: {"median", "p95", "max"}} in characters,
@@ -56,6 +56,7 @@ def build(config: Config, found: dict, splits: dict[str, pl.DataFrame], gone: di
         "natural_toxic_share": found["natural_toxic_share"],
         "settings": {
             "max_samples": data.max_samples,
+            "min_language_share": data.min_language_share,
             "toxic_share": data.toxic_share,
             "max_chars": data.max_chars,
             "near_duplicate": data.near_duplicate,
@@ -75,7 +76,7 @@ def build(config: Config, found: dict, splits: dict[str, pl.DataFrame], gone: di
 
 def write(card: dict, folder: Path) -> Path:
     """Writes card.json and card.html, which works offline, into `folder`; returns the page."""
-    filters = {"number": lambda value: f"{value:,}".replace(",", " "), "percent": lambda share: f"{100 * share:.1f} %"}
+    filters = {"number": "{:,}".format, "percent": lambda share: f"{100 * share:.1f}\u00a0%"}
     files.write_json(folder / "card.json", card)
     files.write_text(folder / "card.html", page.render(TEMPLATE, filters, card=card))
     return folder / "card.html"
@@ -94,14 +95,15 @@ def read(run: Run) -> dict:
 
 
 def sources(config: Config, splits: dict[str, pl.DataFrame], gone: dict) -> list[dict]:
-    """Of each source: its rows, and how many of them are messages of a split."""
-    kept = pl.concat([frame.select("source") for frame in splits.values()])
-    every = pl.concat([kept, *(frame.select("source") for frame in gone.values())])
+    """Of each source: its languages, its rows, and how many of them are messages of a split."""
+    kept = pl.concat([frame.select("source", "language") for frame in splits.values()])
+    every = pl.concat([kept, *(frame.select("source", "language") for frame in gone.values())])
     rows, used = (dict(frame["source"].value_counts().rows()) for frame in (every, kept))
+    languages = dict(every.group_by("source").agg(pl.col("language").unique().sort()).rows())
     return [
         {
             "file": source.file,
-            "language": source.language,
+            "languages": languages.get(source.file, []),
             "rows": rows.get(source.file, 0),
             "kept": used.get(source.file, 0),
         }

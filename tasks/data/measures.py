@@ -6,7 +6,7 @@ expectation looks into is there by its name alone; an editor who adds an expecta
 
 text_chars           characters of the message without outer spaces; null where there is no message
 copy                 the message occurs before, but for case and punctuation, as `prepare` compares
-conflict             the message occurs again with another value of `toxic`
+conflict             the message occurs again with another value of `toxic`; one that is no number is none
 script               cyrillic (at least one such letter), latin, or neither
 mojibake             UTF-8 that was read as Latin-1
 type_without_toxic   a type is set and `toxic` is not
@@ -142,7 +142,9 @@ def among_rows(frame: pl.DataFrame) -> dict[str, pl.Expr | pl.Series]:
     found = {"copy": pl.col("key").is_not_null() & ~pl.col("key").is_first_distinct()}
     for name, column in (("conflict", "toxic"), ("in_two_splits", "split")):
         if column in frame.columns:
-            several = repeated.group_by("key").agg(pl.n_unique(column)).filter(pl.col(column) > 1)["key"]
+            several = (
+                repeated.group_by("key").agg(pl.col(column).drop_nulls().n_unique()).filter(pl.col(column) > 1)["key"]
+            )
             found[name] = pl.col("key").is_in(several.implode()).fill_null(False)
     return found
 

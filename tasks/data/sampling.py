@@ -14,8 +14,9 @@ def sampled(rows: pl.DataFrame, data: Data) -> pl.Series:
     """Which rows are kept (bool), at most `max_samples`: from each stratum those whose second hash is lowest, so that
     most stay from week to week.
 
-    Languages keep their own proportions. English toxic messages are kept first, up to `toxic_share`; within toxic and
-    not, every stratum of a rare type keeps its share, rounded up, and the commonest one makes room for it.
+    Languages keep their own proportions, but for `min_language_share`. English toxic messages are kept first, up to
+    `toxic_share`; within toxic and not, every stratum of a rare type keeps its share, rounded up, and the commonest one
+    makes room for it.
     """
     if rows.height <= data.max_samples:
         return pl.repeat(True, rows.height, eager=True)
@@ -37,9 +38,9 @@ def rarest_type(rows: pl.DataFrame) -> pl.Expr:
 
 def quotas(counts: pl.DataFrame, data: Data) -> pl.DataFrame:
     """[language, toxic, rarest, quota] for the strata of `counts`: [language, toxic, rarest, rows]."""
-    found, total = [], counts["rows"].sum()
+    found, budgets = [], language_budgets(dict(counts.group_by("language").agg(pl.sum("rows")).rows()), data)
     for (language,), group in counts.group_by("language"):
-        budget = data.max_samples * group["rows"].sum() // total
+        budget = budgets[language]
         toxic, others = (group.filter(toxic=label) for label in (1, 0))
         natural = toxic["rows"].sum() / group["rows"].sum()
         share = max(natural, data.toxic_share or 0) if language == "en" else natural
@@ -52,6 +53,20 @@ def quotas(counts: pl.DataFrame, data: Data) -> pl.DataFrame:
                 found.append((language, label, rarest, quota))
     schema = {name: counts.schema[name] for name in STRATUM} | {"quota": pl.Int64}
     return pl.DataFrame(found, schema, orient="row")
+
+
+def language_budgets(rows: dict[str, int], data: Data) -> dict[str, int]:
+    """{language: how many of its messages are kept} for {language: messages}, `max_samples` together.
+
+    The smallest comes first: it gets its proportion, or `min_language_share` of `max_samples` where that is more, but
+    not more than it has; the others share what is left in the same way.
+    """
+    budgets, left, total = {}, data.max_samples, sum(rows.values())
+    for language, number in sorted(rows.items(), key=lambda item: (item[1], item[0])):
+        floor = min(int(data.max_samples * data.min_language_share), number)
+        budgets[language] = max(left * number // total, floor)
+        left, total = left - budgets[language], total - number
+    return budgets
 
 
 def split(rows: pl.DataFrame, data: Data) -> dict[str, pl.DataFrame]:

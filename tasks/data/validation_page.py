@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tasks import files, page
 from tasks.config import Config
-from tasks.data.verdicts import failed, limits_in_words
+from tasks.data.verdicts import failed, limits_in_words, number
 from tasks.run import Run
 
 TEMPLATE = Path(__file__).with_name("validation.html.j2")
@@ -34,13 +34,6 @@ def write(config: Config, run: Run) -> Path:
     target = run.folder / "validation.html"
     files.write_text(target, html)
     return target
-
-
-def number(value) -> str:
-    """A figure as people read it: 159,571; 0.0958; anything else as it is."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def things(count: int, thing: str) -> str:

@@ -46,7 +46,8 @@ def observed(result: dict):
         return f"{count:,} of {of:,} rows{f' ({count / of:.2%})' if count else ''}{first}"
     raised = result["exception_info"]
     errors = [raised] if "exception_message" in raised else raised.values()  # one, or one per metric
-    return "; ".join(sorted({error["exception_message"] or "nothing to measure" for error in errors}))
+    messages = sorted({error["exception_message"] for error in errors if error["exception_message"]})
+    return f"could not be measured: {'; '.join(messages)}" if messages else "nothing to measure"
 
 
 def failed(verdicts: list[dict], severity: str) -> list[dict]:
@@ -60,7 +61,7 @@ def in_words(verdict: dict) -> str:
     return " ".join(
         [
             f"{verdict['file']}: expected that {verdict['description'] or verdict['expectation']}, found",
-            f"{verdict['observed']}{rows}{f'; allowed: {limits}' if limits else ''}.",
+            f"{number(verdict['observed'])}{rows}{f'; allowed: {limits}' if limits else ''}.",
             *([verdict["note"]] if verdict["note"] else []),
             f"[{verdict['expectation']}{f' of {column}' if (column := verdict['column']) else ''}]",
         ]
@@ -73,9 +74,9 @@ def limits_in_words(expected: dict) -> str:
     low, high = rest.pop("min_value", None), rest.pop("max_value", None)
     words = []
     if low is not None and high is not None:
-        words.append(f"between {low:g} and {high:g}")
+        words.append(f"between {number(low)} and {number(high)}")
     elif low is not None or high is not None:
-        words.append(f"at least {low:g}" if high is None else f"at most {high:g}")
+        words.append(f"at least {number(low)}" if high is None else f"at most {number(high)}")
     for key in ("value_set", "column_set", "type_list"):
         values = rest.pop(key, [])
         words += [", ".join(map(str, values))] if values != [False] else []  # of a measure that is yes or no
@@ -86,6 +87,13 @@ def limits_in_words(expected: dict) -> str:
     if where:
         words.append(f"where {where['pass_through_filter'] if isinstance(where, dict) else where}")
     return ", ".join(filter(None, words))
+
+
+def number(value) -> str:
+    """A figure as people read it: 159,571; 0.0958; anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:.4g}"
 
 
 def last_words(critical: list[dict], page: Path) -> str:

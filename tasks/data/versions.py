@@ -113,7 +113,7 @@ def repository(config: Config, purpose: str):
         try:
             with Repo(str(config.workspace), config=own) as repo:
                 yield repo
-        except (DvcException, OSError) as error:
+        except (DvcException, ImportError, OSError) as error:  # ImportError: the extra of that remote is missing
             said = " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split())
             raise StepFailed(
                 f"DVC could not {purpose}: {said}; its remote is {config.versions.remote}, see versions.remote in the "

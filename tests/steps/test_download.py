@@ -4,12 +4,13 @@ import gzip
 import shutil
 import zipfile
 
+import polars as pl
 import pytest
 from raw_data import SMALL, dvc_file, from_folder, registered
 
 from tasks import config as configuration
 from tasks import files
-from tasks.data import download, sample, sources
+from tasks.data import download, prepare, sample, sources
 from tasks.errors import Skip, StepFailed, UsageError
 from tasks.promotion import registry
 from tasks.step import execute
@@ -34,16 +35,17 @@ def packed_in_an_archive_of_another_name(source, folder):
 
 
 @pytest.mark.parametrize("pack", [packed_plain, packed_gz, packed_zip, packed_in_an_archive_of_another_name])
-def test_a_folder_may_hold_the_files_as_kaggle_or_people_pack_them(tmp_path, kaggle_files, pack):
-    given, raw = tmp_path / "given", tmp_path / "raw"
+def test_a_folder_may_hold_the_files_as_kaggle_or_people_pack_them(workspace, kaggle_files, pack):
+    given, raw = workspace / "given", workspace / "raw"
     given.mkdir(), raw.mkdir()
     for name in (sample.JIGSAW_FILE, sample.RUSSIAN_FILE):
         pack(kaggle_files / name, given)
     config = from_folder(given)
     for source in config.data.sources:
-        sources.fetch(source, config, raw, tmp_path / "incoming")
-        assert (raw / source.file).read_bytes() == (kaggle_files / source.file).read_bytes()
-    assert sorted(path.name for path in raw.iterdir()) == [sample.JIGSAW_FILE, sample.RUSSIAN_FILE]
+        sources.fetch(source, config, raw, workspace / "incoming")
+    for name in (sample.JIGSAW_FILE, sample.RUSSIAN_FILE):
+        assert (raw / name).read_bytes() == (kaggle_files / name).read_bytes()
+    assert sorted(path.name for path in raw.iterdir()) == ["feedback.csv", sample.JIGSAW_FILE, sample.RUSSIAN_FILE]
 
 
 def test_a_missing_file_is_named_with_all_that_was_looked_for(tmp_path):
@@ -51,14 +53,31 @@ def test_a_missing_file_is_named_with_all_that_was_looked_for(tmp_path):
         sources.find(tmp_path, "labeled.csv", configuration.load().unpack)
 
 
-def test_a_source_may_be_an_archive_itself(tmp_path, kaggle_files):
+def test_a_source_may_be_an_archive_itself(workspace, kaggle_files):
+    raw = workspace / "raw"
+    raw.mkdir()
     for name in (sample.JIGSAW_FILE, sample.RUSSIAN_FILE):
-        packed_in_an_archive_of_another_name(kaggle_files / name, tmp_path)
-    (tmp_path / "raw").mkdir()
-    config = from_folder(tmp_path / "archive.zip")
+        packed_in_an_archive_of_another_name(kaggle_files / name, workspace)
+    config = from_folder(workspace / "archive.zip")
     for source in config.data.sources:
-        sources.fetch(source, config, tmp_path / "raw", tmp_path / "incoming")
-        assert (tmp_path / "raw" / source.file).read_bytes() == (kaggle_files / source.file).read_bytes()
+        sources.fetch(source, config, raw, workspace / "incoming")
+    for name in (sample.JIGSAW_FILE, sample.RUSSIAN_FILE):
+        assert (raw / name).read_bytes() == (kaggle_files / name).read_bytes()
+
+
+def test_moderators_labels_come_beside_kaggles_files_from_a_folder(workspace, kaggle_files):
+    overrides = ["profile=demo", "data=folder", f"data.folder={kaggle_files}", "data.min_rows=500"]
+    overrides += ["disk.min_free_gib=0"]
+    without = execute("download", download.run, overrides)
+    assert without["rows"]["feedback.csv"] == 0
+    assert execute("prepare", prepare.run, overrides)["dropped"]["overruled"] == 0
+    text, toxic = sources.read(kaggle_files / sample.RUSSIAN_FILE).filter(pl.col("comment").is_unique()).row(0)
+    (workspace / "feedback").mkdir()
+    decided = pl.DataFrame({"text": [text], "toxic": [1 - int(float(toxic))], "decided_at": ["2026-11-20"]})
+    decided.with_columns(language=pl.lit("ru")).write_csv(workspace / "feedback" / "week-47.csv")
+    result = execute("download", download.run, overrides)
+    assert result["rows"]["feedback.csv"] == 1 and result["fingerprint"] != without["fingerprint"]
+    assert execute("prepare", prepare.run, overrides)["dropped"]["overruled"] > 0
 
 
 def test_a_missing_folder_is_named_before_anything_is_fetched(workspace, tmp_path):

@@ -44,6 +44,7 @@ def test_the_card_says_what_was_left_out_and_shows_it(raw):
         file, row = example["id"].split(":")
         if file == "jigsaw-toxic-comment-train.csv":
             assert clean(texts[int(row) - 1]).startswith(example["text"].rstrip("…"))
+    assert [source["languages"] for source in page["sources"]] == [["en"], ["ru"]]
     by_message = {}
     for example in shown["conflicting"]:
         by_message.setdefault(example["text"].lower(), set()).add(example["toxic"])

@@ -73,6 +73,12 @@ def test_a_remote_that_does_not_take_it_is_named(workspace, config):
         versions.version(config, folder)
 
 
+def test_a_remote_whose_extra_is_not_installed_is_named(workspace):
+    (workspace / "a.txt").write_text("a")
+    with pytest.raises(StepFailed, match="requires 'dvc-oss' to be installed; its remote is oss://bucket/path, see"):
+        versions.version(configuration.load([*SMALL, "versions.remote=oss://bucket/path"]), workspace / "a.txt")
+
+
 def test_the_remote_is_the_one_of_the_configuration(workspace, tmp_path_factory):
     (workspace / "a.txt").write_text("1")
     elsewhere = tmp_path_factory.mktemp("remote")

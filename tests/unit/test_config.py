@@ -116,7 +116,7 @@ def sources_for_people_to_copy():
 
 def test_sources_that_people_copy_are_sources():
     found = [config.Source.model_validate(source) for (source,) in sources_for_people_to_copy()]
-    assert sorted(source.schema_ for source in found) == ["feedback", "messages", "messages"]
+    assert sorted(source.schema_ for source in found) == ["messages", "messages"]
 
 
 def test_a_missing_config_file_is_named():

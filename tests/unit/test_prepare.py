@@ -141,6 +141,28 @@ def test_sampling_keeps_languages_and_raises_the_english_toxic_share(many):
     assert kept(many, max_samples=400, toxic_share=0.9).filter(language="en", toxic=1).height == 100  # all there are
 
 
+@pytest.mark.parametrize(
+    "rows, least, budgets",
+    [
+        ({"en": 223_549, "ru": 14_412}, 0.25, {"en": 30_000, "ru": 10_000}),  # the two published sets
+        ({"en": 223_549, "ru": 14_412}, 0, {"en": 37_578, "ru": 2_422}),
+        ({"en": 2_125_743, "ru": 14_412}, 0.5, {"en": 25_588, "ru": 14_412}),  # all that there is
+        ({"en": 60_000, "ru": 40_000}, 0.25, {"en": 24_000, "ru": 16_000}),  # more than its floor as it is
+        ({"en": 100_000}, 0.25, {"en": 40_000}),
+    ],
+)
+def test_a_small_language_keeps_its_floor_and_the_other_makes_room(rows, least, budgets):
+    assert sampling.language_budgets(rows, data(max_samples=40_000, min_language_share=least)) == budgets
+
+
+def test_a_language_on_its_floor_keeps_its_own_toxic_share(many):
+    few = pl.concat([many.filter(language="en"), many.filter(language="ru").head(150)])
+    found = kept(few, max_samples=400)
+    assert found["language"].value_counts().sort("language").rows() == [("en", 300), ("ru", 100)]
+    assert found.filter(language="ru")["toxic"].mean() == pytest.approx(1 / 3, abs=0.01)
+    assert found.filter(language="en", threat=1).height >= 5 * 300 / 1000
+
+
 @pytest.mark.parametrize("limit", [100, 400, 1000])
 def test_a_rare_type_keeps_its_share(many, limit):
     found = kept(many, max_samples=limit)

@@ -67,7 +67,7 @@ def framed(rows) -> pl.DataFrame:
     return frame.with_columns(
         pl.lit(None, pl.Datetime("us", "UTC")).alias("decided_at"),
         *unknown,
-        language=pl.lit("en"),
+        language=pl.when(pl.col("text").str.contains("[а-я]")).then(pl.lit("ru")).otherwise(pl.lit("en")),
         hash=messages.hashed(messages.key(messages.cleaned(pl.col("text")))),
     )
 
@@ -135,6 +135,29 @@ def test_new_rows_never_move_an_old_message_to_another_split(old, new):
 def test_what_is_kept_does_not_depend_on_the_order_of_the_rows(order):
     rows = [(f"message {k}", k % 3 == 0) for k in range(40)]
     assert places(rows, TIGHT) == places([rows[k] for k in order], TIGHT)
+
+
+@given(st.integers(1, 80), st.integers(0, 80), st.integers(1, 100), st.sampled_from([0, 0.25, 0.5]), st.integers(0, 40))
+@settings(deadline=None, max_examples=50)
+def test_each_language_keeps_its_floor_under_the_cap_and_new_rows_displace_none_of_lower_hash(
+    english, russian, limit, least, more
+):
+    """However many rows a language has, and whatever comes in the other."""
+    chosen = data(max_samples=limit, min_language_share=least)
+    rows = [(f"message {k}", k % 3 == 0) for k in range(english)] + [(f"сообщение {k}", 0) for k in range(russian)]
+    unique = framed(rows)
+    kept = unique.filter(sampling.sampled(unique, chosen))
+    assert kept.height == min(limit, unique.height)
+    for language, number in (("en", english), ("ru", russian)):
+        assert kept.filter(language=language).height >= min(int(limit * least), number)
+    later = framed([*rows, *((f"new message {k}", k % 3 == 0) for k in range(more))])
+    later = later.filter(sampling.sampled(later, chosen))
+    stays = set(later.filter(language="ru")["hash"])
+    before = set(kept.filter(language="ru")["hash"])
+    assert stays <= before  # English rows can only take room, and those of the highest second hash go first
+    place = messages.place(pl.col("hash"), chosen.split.salt, "keep")
+    last = framed(rows).filter(pl.col("hash").is_in(list(before))).sort(place)["hash"]
+    assert set(last.head(len(stays))) == stays
 
 
 @pytest.mark.parametrize("salt", ["toxic-classificator", "another", "third"])

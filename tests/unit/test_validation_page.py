@@ -93,6 +93,11 @@ def test_the_verdict_comes_first_and_counts_right(write, severities, verdict_in_
     assert "(159,571 rows)" in page.text
 
 
+def test_large_numbers_are_whole(write):
+    page = write(verdict(success=False, observed=1_402_194, expected={"min_value": 1_521_756}))
+    assert "found 1,402,194 allowed at least 1,521,756" in page.text
+
+
 def test_what_stops_stands_above_what_warns(write):
     page = write(
         verdict(success=False, file="warns.csv"), verdict(success=False, severity="critical", file="stops.csv")
