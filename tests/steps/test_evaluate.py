@@ -67,7 +67,7 @@ def test_what_the_words_tell_only_the_baseline_has_learned(evaluated):
     _, _, result = evaluated
     assert result["baseline"]["f1_toxic"] > 0.95 > result["challenger"]["f1_toxic"]
     assert result["gain"]["baseline"]["f1_toxic"]["interval"][1] < 0
-    assert result["gain"]["champion"]["f1_types"] == {"gain": 0.0, "interval": [0.0, 0.0]}
+    assert result["gain"]["champion"]["f1_types"] == {"gain": 0.0, "interval": [0.0, 0.0], "lower": 0.0, "upper": 0.0}
     assert result["champion"]["f1_toxic"] == result["challenger"]["f1_toxic"]
 
 
