@@ -339,7 +339,7 @@ def load(overrides=(), config_path="configs", config_name="config") -> Config:
 
 
 def _as_written(override: str) -> str:
-    """The override of the gate's reason, quoted: in a person's own words a comma is no list and a dollar no variable."""
+    """The override of the gate's reason, quoted: in a person's words a comma is no list, a dollar no variable."""
     key, _, words = override.partition("=")
     if key != "gate.override_reason" or words[:1] in ("", "'", '"'):
         return override
