@@ -3,15 +3,19 @@
 The YAML files explain each knob beside its value; here stand only their names, types and limits.
 """
 
+import json
 import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from tasks.errors import UsageError
-from tasks.labels import LABELS, LANGUAGES
+from tasks.labels import LABELS, LANGUAGES, TYPES
+
+SHIPPED = Path(__file__).parents[1] / "configs"
+NAMED = 5  # changed limits that a message names; gate.json has all
 
 Share = Field(gt=0, lt=1)
 Score = Field(ge=0, le=1)
@@ -198,8 +202,32 @@ class Gain(Check):
     min: float = Field(ge=-1, lt=1)
 
 
+class Interval(Check):
+    below: float = Score
+
+
 class Champion(Check):
     tolerance: float = Score
+
+
+class Loss(Check):
+    max: float = Score
+
+
+class Slice(Section):
+    floor: Minimum
+    loss: Loss
+
+
+# A key that is left out is refused: a limit that is not there would be one that is turned off.
+PerLanguage = create_model("PerLanguage", __base__=Section, **{name: Slice for name in LANGUAGES})
+PerType = create_model("PerType", __base__=Section, **{name: Slice for name in TYPES})
+
+
+class PerBehaviour(Section):
+    minimum: Minimum
+    invariance: Minimum
+    direction: Minimum
 
 
 class Calibration(Check):
@@ -219,14 +247,21 @@ class Parity(Section):
 class Gate(Section):
     toxic: Minimum
     types: Minimum
+    interval: Interval
     min_gain_over_baseline: Gain
     champion: Champion
-    language: Minimum
+    per_language: PerLanguage
+    min_positives: int = Field(ge=1)
+    per_type: PerType
     calibration: Calibration
     behaviour: Minimum
+    per_behaviour: PerBehaviour
     latency: Latency
     parity: Parity
     bootstrap: int = Field(ge=100)
+    override_reason: str
+    # What differs from the shipped limits, as {"key", "from", "to"}; `load` finds it.
+    overrides: list[dict] = []
 
 
 class Serving(Section):
@@ -275,30 +310,90 @@ def load(overrides=(), config_path="configs", config_name="config") -> Config:
         config_name: the root file's name, without `.yaml`.
 
     Raises:
-        UsageError: in one line, for an unknown key, a wrong type, a value out of range, a missing file or group.
+        UsageError: in one line, for an unknown key, a wrong type, a value out of range, a missing file or group, and
+            for limits of the gate that are not the shipped ones without `gate.override_reason`.
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     folder = Path(config_path).absolute()
     if not (folder / f"{config_name}.yaml").is_file():
         raise UsageError(f"{folder / config_name}.yaml does not exist: see --config-path and --config-name")
-    GlobalHydra.instance().clear()
+    overrides = [_as_written(str(o)) for o in overrides]
     try:
-        with initialize_config_dir(str(folder), version_base="1.3"):
-            composed = compose(config_name, overrides=[str(o) for o in overrides])
-            values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        values, _ = _compose(folder, config_name, overrides)
         values.pop("profile", None)
         config = Config.model_validate(values)
+        config.gate.overrides = _differences(_shipped_gate(folder, config_name, overrides), config.gate)
     except ValidationError as error:
         raise UsageError(f"configuration: {_first_problem(error)}") from None
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(f"configuration: {' '.join(str(error).split())}") from None
+    if config.gate.overrides and not config.gate.override_reason.strip():
+        raise UsageError(
+            f"{in_words(config.gate.overrides)}: limits other than the shipped ones need a reason, which is kept with "
+            'the version; add gate.override_reason="…", or leave them as they are'
+        )
     config.workspace = Path(os.path.expanduser(config.workspace)).absolute()
     return config
+
+
+def _as_written(override: str) -> str:
+    """The override of the gate's reason, quoted: in a person's words a comma is no list, a dollar no variable."""
+    key, _, words = override.partition("=")
+    if key != "gate.override_reason" or words[:1] in ("", "'", '"'):
+        return override
+    # Hydra reads a backslash as an escape only before a quote, OmegaConf only before an interpolation.
+    escaped = re.sub(r"(\\*)('|\$\{|\Z)", lambda m: m[1] * 2 + ("\\" if m[2] else "") + m[2], words)
+    return f"{key}='{escaped}'"
+
+
+def _compose(folder: Path, name: str, overrides: list[str]) -> tuple[dict, dict[str, str]]:
+    """The values that Hydra composes, and which file it chose from each group."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf, open_dict
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        composed = compose(name, overrides=overrides, return_hydra_config=True)
+    choices = dict(composed.hydra.runtime.choices)
+    with open_dict(composed):
+        del composed["hydra"]
+    return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True), choices
+
+
+def _shipped_gate(folder: Path, config_name: str, overrides: list[str]) -> Gate:
+    """The limits that this project ships for the chosen profile: whatever overrides, or a configuration kept elsewhere,
+    say about the gate."""
+    others = [override for override in overrides if not re.match(r"[+~]*gate\b", override)]
+    _, choices = _compose(folder, config_name, others)
+    group = choices.get("gate", "default")
+    shipped = group if (SHIPPED / "gate" / f"{group}.yaml").exists() else "default"
+    values, _ = _compose(SHIPPED, f"gate/{shipped}", [])
+    return Gate.model_validate(values["gate"])
+
+
+def in_words(overrides: list[dict]) -> str:
+    """The first few of the gate's changed limits: "gate.toxic.min is 0.5, not 0.85"."""
+    shown = [f"{o['key']} is {json.dumps(o['to'])}, not {json.dumps(o['from'])}" for o in overrides[:NAMED]]
+    more = [f"and {len(overrides) - NAMED} more"] if len(overrides) > NAMED else []
+    return "; ".join(shown + more)
+
+
+def _differences(shipped: Gate, gate: Gate) -> list[dict]:
+    """Where two gates differ, as [{"key": "gate.toxic.min", "from": 0.85, "to": 0.5}]."""
+    sections = ({"gate": of.model_dump(exclude={"override_reason", "overrides"})} for of in (shipped, gate))
+    before, after = map(flat, sections)
+    return [{"key": key, "from": before[key], "to": after[key]} for key in before if before[key] != after[key]]
+
+
+def flat(values: dict, prefix: str = "") -> dict:
+    """{"toxic.min": 0.85, …} of nested sections."""
+    found = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -168,10 +168,12 @@ def bootstrap_areas(truth: np.ndarray, probability: np.ndarray, resamples: int, 
 
 
 def gain(truth: np.ndarray, ours: np.ndarray, theirs: np.ndarray, resamples: int, seed: int) -> dict[str, dict]:
-    """How much better our decisions are than theirs: {"f1_toxic": {"gain", "interval"}, "f1_types": …}.
+    """How much better our decisions are than theirs: {figure: {"gain", "interval", "lower", "upper"}}, of f1_toxic and
+    f1_types.
 
     The bootstrap is paired: both are measured on the same resampled rows, so that what is hard for both cancels out.
-    `f1_types` is None where no row's types are known.
+    `interval` holds the middle 95 %; `lower` and `upper` are each a one-sided 95 % bound. `f1_types` is None where no
+    row's types are known.
     """
     found, a, b = {}, tallies(truth, ours), tallies(truth, theirs)
     for name in ("f1_toxic", "f1_types"):
@@ -179,9 +181,14 @@ def gain(truth: np.ndarray, ours: np.ndarray, theirs: np.ndarray, resamples: int
             found[name] = None
             continue
         pair = np.stack([a[name], b[name]], axis=1)
-        resamples_of = resampled_f1(pair, resamples, seed)
-        f1 = f1_of(pair.sum(axis=0))
-        found[name] = {"gain": float(f1[0] - f1[1]), "interval": interval(resamples_of[:, 0] - resamples_of[:, 1])}
+        ours_less_theirs = np.subtract(*resampled_f1(pair, resamples, seed).T)
+        lower, upper = np.quantile(ours_less_theirs, [0.05, 0.95])
+        found[name] = {
+            "gain": float(np.subtract(*f1_of(pair.sum(axis=0)))),
+            "interval": interval(ours_less_theirs),
+            "lower": float(lower),
+            "upper": float(upper),
+        }
     return found
 
 

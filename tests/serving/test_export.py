@@ -82,7 +82,7 @@ def test_other_decisions_than_torchs_stop_the_export(exported, trained, workspac
 
 
 def test_what_is_too_close_to_a_threshold_is_only_counted(exported, trained, workspace):
-    config = load_config(workspace, "gate.parity.near_threshold=1000")
+    config = load_config(workspace, "gate.parity.near_threshold=1000", "gate.override_reason=a test")
     reference, _ = export_onnx.classify(config, exported, trained, messages())
     parity = export_onnx.compare(config, exported, trained, messages(), -reference)
     assert parity["near_threshold"] == reference.size and parity["different"] == 0 and parity["equal"] == 1.0

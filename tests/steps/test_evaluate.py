@@ -67,7 +67,7 @@ def test_what_the_words_tell_only_the_baseline_has_learned(evaluated):
     _, _, result = evaluated
     assert result["baseline"]["f1_toxic"] > 0.95 > result["challenger"]["f1_toxic"]
     assert result["gain"]["baseline"]["f1_toxic"]["interval"][1] < 0
-    assert result["gain"]["champion"]["f1_types"] == {"gain": 0.0, "interval": [0.0, 0.0]}
+    assert result["gain"]["champion"]["f1_types"] == {"gain": 0.0, "interval": [0.0, 0.0], "lower": 0.0, "upper": 0.0}
     assert result["champion"]["f1_toxic"] == result["challenger"]["f1_toxic"]
 
 
@@ -129,6 +129,7 @@ def test_the_report_shows_all_of_it_and_loads_nothing(evaluated):
     for step in ("validate_raw", "validate_prepared"):
         run.save(step, {"step": step, "expectations": [], "warnings": 0})
     checks = gate.judge(config, result)
+    assert all(check["passed"] for check in checks if check["group"] == "champion")  # it is the champion
     run.save("gate", {"version": 1, "champion": 1, "passed": True, "hold": None, "checks": checks})
     run.save("evaluate", result)
     page = Path(report.run(config, run)["report"]).read_text(encoding="utf-8")
