@@ -8,11 +8,10 @@ from tasks import run as runs
 from tasks.config import Config
 from tasks.labels import LABELS, TYPES, answer
 from tasks.promotion import registry
+from tasks.promotion.gate import FIGURES, LANGUAGE_NAMES
 from tasks.run import Run
 
 MODELS = ("challenger", "champion", "baseline")
-FIGURES = {"f1_toxic": "F1 toxic", "f1_types": "F1 types"}
-LANGUAGE_NAMES = {"en": "English", "ru": "Russian"}
 LENGTHS = (50, 200, 500)  # upper ends of the slices by length, in characters; the last one is open
 
 

@@ -11,7 +11,7 @@ from tasks import files, page
 from tasks.config import Config
 from tasks.labels import TYPES
 from tasks.promotion import compare, registry
-from tasks.promotion.gate import mark
+from tasks.promotion.gate import LANGUAGE_NAMES, mark
 from tasks.run import Run
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def run(config: Config, run: Run) -> dict:
     """Renders what the earlier steps found, and logs the page to the MLflow run, to which the version then links.
 
     Writes report.html and changes.json, every message whose answer changes, into the run folder.
-    Returns {"report": path, "url": where a browser opens it, "changed": n, "fixed": n, "broken": n}.
+    Returns {"report": path, "url": where a browser opens it, "changed": n, "broken": n, "fixed": n, "types": n}.
     """
     evaluated, mlflow_run = run.result("evaluate"), run.result("train")["mlflow_run"]
     against = "champion" if evaluated["champion"] else "baseline"
@@ -70,7 +70,7 @@ def found_before(config: Config, run: Run) -> dict:
         "validations": {title: validated(config, run.result(step)) for title, step in VALIDATIONS.items()},
         "lineage": lineage(registry.tags(config, verdict["version"])),
         "types": TYPES,
-        "languages": compare.LANGUAGE_NAMES,
+        "languages": LANGUAGE_NAMES,
         "shown": SHOWN,
         "precision_recall": precision_recall(files.read_json(plots / "precision_recall.json")["curves"]),
         "reliability": reliability(files.read_json(plots / "reliability.json")),
