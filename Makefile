@@ -43,7 +43,7 @@ status: ## what of it is running, and where
 	@[ ! -x $(TASKS) ] || $(TASKS) -m local.services status
 
 test: envs ## the whole suite, with real components
-	$(TASKS) -m pytest tests/unit tests/steps tests/serving
+	$(TASKS) -m pytest tests/unit tests/steps tests/serving tests/pages
 	.venv/airflow/bin/python -m pytest tests/dags
 
 evidence: envs ## the demo's promises: retrain, swap under load, a killed server, bad data (about 8 min)
