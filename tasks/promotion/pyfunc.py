@@ -1,7 +1,7 @@
 """What a registered version does when it is loaded: `mlflow.pyfunc.load_model("models:/toxic_classificator@champion")`.
 
 Logged as code, not as a pickle. The version holds adapter, head, thresholds and tokenizer; the base model is found by
-name under the workspace (TOXIC_WORKSPACE, or ./workspace) and checked by hash.
+name, as in training (in the workspace that is TOXIC_WORKSPACE, or ./workspace), and checked by hash.
 """
 
 import os

@@ -116,7 +116,7 @@ def test_what_only_warns_does_not_stop(config, run):
 
 
 def passed(config, run, **promotion):
-    gate.run(config, run)
+    run.save("gate", gate.run(config, run))
     return config.model_copy(update={"promotion": config.promotion.model_copy(update=promotion)})
 
 
