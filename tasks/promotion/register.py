@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 from tasks import files
@@ -18,6 +19,9 @@ from tasks.training import checkpoint, evaluate
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
+
+# What a version takes to answer elsewhere, beside its own code.
+REQUIREMENTS = ("mlflow", "bitsandbytes", "numpy", "peft", "polars", "psutil", "pydantic", "torch", "transformers")
 
 
 def run(config: Config, run: Run) -> dict:
@@ -45,13 +49,9 @@ def registered(config: Config, tags: dict[str, str]) -> int | None:
 def log_version(config: Config, run: Run, folder: Path, tags: dict[str, str]) -> int:
     """Logs adapter, head, thresholds and tokenizer with their figures, and registers that, its tags with it."""
     import mlflow
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema
-    from mlflow.types.schema import Array, DataType, Object, Property
 
-    answer = Object([Property("toxic", DataType.boolean), Property("labels", Array(DataType.string))])
-    signature = ModelSignature(Schema([ColSpec("string")]), Schema([ColSpec(answer)]))
     mlflow_run = run.result("train")["mlflow_run"]
+    os.environ["TOXIC_WORKSPACE"] = str(config.workspace)  # MLflow loads the model and has the example answered
     registry.client(config)
     with tempfile.TemporaryDirectory() as place, registry.answering(config), mlflow.start_run(run_id=mlflow_run):
         without_base = shutil.copytree(folder, f"{place}/checkpoint", ignore=shutil.ignore_patterns("merged"))
@@ -60,9 +60,9 @@ def log_version(config: Config, run: Run, folder: Path, tags: dict[str, str]) ->
             name="model",
             python_model=str(ROOT / "tasks" / "promotion" / "pyfunc.py"),
             artifacts={"checkpoint": str(without_base)},
-            signature=signature,
             input_example=["Good morning!", "You are an idiot."],
-            pip_requirements=str(ROOT / "constraints.txt"),
+            code_paths=[str(ROOT / "tasks")],
+            pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS],
         )
         mlflow.log_metrics(evaluate.figures(run.result("evaluate")), model_id=logged.model_id)
         made = mlflow.register_model(logged.model_uri, config.mlflow.registered_model, tags=tags)

@@ -72,11 +72,11 @@ def answering(config: Config):
         # What the server has answered is another exception, or does not start so.
         if "API request to " not in words:
             raise
-        cause = words.partition(" failed with ")[2] or words
+        cause = words.rpartition(": ")[2].strip("()'\"")  # of a chain of causes the first one
         tried = "once" if config.mlflow.attempts == 1 else f"{config.mlflow.attempts} times"
         raise StepFailed(
             f"MLflow at {config.mlflow.tracking_uri} does not answer, tried {tried} "
-            f"({cause[:200]}): start it (`make demo` does) and this step again, or name another with "
+            f"({cause[:150]}): start it (`make demo` does) and this step again, or name another with "
             "mlflow.tracking_uri=…, or MLFLOW_TRACKING_URI"
         ) from None
 
