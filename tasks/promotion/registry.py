@@ -258,6 +258,8 @@ def protected_runs(config: Config) -> set[str]:
 
 # The lease ------------------------------------------------------------------------------------------------------------
 
+_ended: set[str] = set()  # tokens of leases of this process that it could not give back
+
 
 @contextmanager
 def lease(config: Config, holder: str, run_id: str | None = None):
@@ -285,6 +287,7 @@ def lease(config: Config, holder: str, run_id: str | None = None):
         try:
             _give_back(config, name, ticket.version)
         except StepFailed as error:  # it must not hide how the swap went
+            _ended.add(ticket.tags["token"])
             log.warning("the lease of %s stays until its time is over, or the next start here: %s", holder, error)
 
 
@@ -320,7 +323,7 @@ def _require_lowest(config: Config, name: str, mine) -> None:
 
 
 def _counts_no_longer(held: dict[str, str], mine: dict[str, str]) -> bool:
-    if held["token"] == mine["token"] or float(held["expires"]) < time.time():
+    if held["token"] in {mine["token"], *_ended} or float(held["expires"]) < time.time():
         return True
     if held["host"] != mine["host"]:
         return held["run_id"] == mine["run_id"] != ""
