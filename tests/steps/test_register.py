@@ -16,7 +16,7 @@ from tasks import files
 from tasks.data import download, versions
 from tasks.errors import StepFailed
 from tasks.labels import LABELS, TYPES
-from tasks.promotion import register, registry
+from tasks.promotion import decide, gate, register, registry, report
 from tasks.run import find
 from tasks.serving import predict
 from tasks.training import checkpoint, evaluate, train
@@ -37,6 +37,8 @@ def trained(tmp_path_factory):
         "model.architecture.vocab_size=600",
         "training.num_train_epochs=1",
         "gate.bootstrap=100",
+        "gate.toxic.min=0",  # it has learnt too little to pass
+        "gate.types.min=0",
     ]
     config = configuration.load([*overrides, f"mlflow.tracking_uri=sqlite:///{workspace}/mlflow.db"])
     run, data = find(workspace, "weekly-1"), workspace / "data" / "processed"
@@ -45,7 +47,9 @@ def trained(tmp_path_factory):
         rows(60, seed).write_parquet(data / f"{split}.parquet")
     version = versions.version(config, data)
     run.save("download", {"data_version": version, "fingerprint": download.fingerprint(config, {})})
-    run.save("prepare", {"data_version": version, "natural_toxic_share": {"en": 0.1, "ru": 0.3}})
+    counts = {"train": {"en": {"rows": 40, "toxic": 20}}}
+    natural = {"en": 0.1, "ru": 0.3}
+    run.save("prepare", {"data_version": version, "labels": counts, "natural_toxic_share": natural})
     run.save("train", train.run(config, run))
     run.save("evaluate", evaluate.run(config, run))
     return overrides, run
@@ -177,15 +181,33 @@ def killed(*arguments, **named):
     raise Killed
 
 
-def test_a_server_that_goes_away_leaves_no_half_a_version(config, trained, mlflow_server):
+def test_a_server_that_goes_away_before_any_step_leaves_nothing_half_done(config, trained, mlflow_server):
     _, run = trained
     hasty = config.model_copy(update={"mlflow": config.mlflow.model_copy(update={"attempts": 2, "backoff_s": 0})})
-    mlflow_server.kill()
-    try:
-        with pytest.raises(StepFailed, match=f"MLflow at {mlflow_server.uri} does not answer, tried 2 times .*refused"):
-            register.run(hasty, run)
-    finally:
-        mlflow_server.start()
-    assert numbers(config) == []
-    assert register.run(config, run)["version"] == 1
-    assert registry.tags(config, 1)["base_sha256"]
+    for step in ("validate_raw", "validate_prepared"):
+        run.save(step, {"step": step, "expectations": [], "warnings": 0})
+    seen = []
+    for step in (register, gate, report, decide):
+        mlflow_server.kill()
+        try:
+            with pytest.raises(
+                StepFailed, match=f"MLflow at {mlflow_server.uri} does not answer, tried 2 times .*refused"
+            ):
+                step.run(hasty, run)
+        finally:
+            mlflow_server.start()
+        state = known(config)
+        assert state == (seen[-1] if seen else {})  # as it was after the step before
+        run.save(step.__name__.rpartition(".")[2], step.run(config, run))
+        seen.append(known(config))
+    first, judged, _, decided = seen
+    assert first["tags"]["base_sha256"] and "gate" not in first["tags"] and first["challenger"] is None
+    assert judged["tags"]["gate"] == "passed" and judged["challenger"] == 1
+    assert decided["tags"]["decision"] == "approve" and decided["challenger"] == 1
+
+
+def known(config) -> dict:
+    """What the registry knows about the run's version, where there is one."""
+    if not numbers(config):
+        return {}
+    return {"tags": registry.tags(config, 1), "challenger": registry.alias(config, "challenger")}
