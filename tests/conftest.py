@@ -24,6 +24,7 @@ class MLflowServer:
         self.uri = f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
+        self.kill()  # where a test has failed before it could
         command = [
             *(sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"),
             *("--port", str(self.port), "--backend-store-uri", self.store),
@@ -96,7 +97,8 @@ def postgres(tmp_path_factory):
     control = [*as_user, postgres_binary("pg_ctl"), "-D", data, "-w", "-l", folder / "log"]
     subprocess.run([*control, "-o", options, "start"], check=True, stdout=subprocess.DEVNULL, cwd=folder)
     yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
-    subprocess.run([*control, "-m", "immediate", "stop"], check=True, stdout=subprocess.DEVNULL, cwd=folder)
+    stopped = subprocess.run([*control, "-m", "immediate", "stop"], capture_output=True, text=True, cwd=folder)
+    assert stopped.returncode == 0, stopped.stderr + (folder / "log").read_text()
 
 
 def missing_for_postgres() -> str | None:

@@ -133,11 +133,11 @@ def killing(server, function, calls=1):
     """The function, before whose `calls`-th call the MLflow server is killed."""
     called = []
 
-    def first(*arguments):
+    def first(*arguments, **named):
         called.append(arguments)
         if len(called) == calls:
             server.kill()
-        return function(*arguments)
+        return function(*arguments, **named)
 
     return first
 
@@ -165,11 +165,13 @@ def test_a_registry_that_is_away_leaves_service_alone(config, live, promote, mlf
 MOMENTS = {
     "both aliases": ("set_alias", 1, 1),
     "champion": ("set_alias", 2, 1),
-    "the tags": ("tag", 1, 2),
+    "all tags": ("tag", 1, 2),
+    "the second tag": ("tag", 2, 2),
     "the history": ("history", 1, 2),
 }
 
 
+@pytest.mark.parametrize("mlflow_server", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_registry_that_goes_away_in_a_swap_is_made_good_by_the_next_start(
     config, live, promote, mlflow_server, monkeypatch, moment
