@@ -189,9 +189,9 @@ def history(config: Config) -> list[int]:
 
 
 def require_champion(config: Config, version: int, expected: int | None) -> None:
-    """Raises StepFailed where another version is champion than the one that a version was compared with."""
+    """Raises StepFailed where another version has become champion than the one that a version was compared with."""
     champion = alias(config, "champion")
-    if champion != expected:
+    if champion not in (expected, version):
         raise StepFailed(
             f"the decision on version {version} fell while {named(expected)} was champion; now it is "
             f"{named(champion)}: compare with that one (`python commands.py evaluate`, and the steps after it), or "

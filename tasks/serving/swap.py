@@ -44,19 +44,20 @@ def run(config: Config, run: Run) -> dict:
         if config.release.version and champion and version == registry.alias(config, "previous"):
             change = going_back(config, champion, version, decided["reviewer"], decided["reason"])
         else:
-            change = going_forward(champion, version)
+            change = going_forward(config, champion, version)
         seconds = replace(config, server, version, **change)
     return {"served_version": version, "previous_version": champion, "swap_seconds": seconds}
 
 
-def going_forward(champion: int | None, version: int) -> dict:
+def going_forward(config: Config, champion: int | None, version: int) -> dict:
     """What the registry learns when a version has come into service: the arguments of `replace`."""
     tags = {version: {"verdict": "promoted", "served_at": registry.now()}}
+    aliases = {**wish_fulfilled(config, version), "previous": champion, "champion": version}
     if champion == version:  # a server that has lost the champion gets it back; it did not replace itself
-        return {"aliases": {"champion": version}, "tags": tags}
-    if champion:
+        del aliases["previous"]
+    elif champion:
         tags[champion] = {"replaced_by": version, "replaced_at": registry.now()}
-    return {"aliases": {"previous": champion, "champion": version}, "tags": tags}
+    return {"aliases": aliases, "tags": tags}
 
 
 def going_back(config: Config, bad: int, version: int, who: str, why: str) -> dict:
@@ -70,8 +71,13 @@ def going_back(config: Config, bad: int, version: int, who: str, why: str) -> di
         bad: {"rolled_back_by": who, "rolled_back_because": why, "rolled_back_at": at},
         version: {"served_at": at},
     }
-    hold = f"version {bad} was rolled back by {who}: {why}"
-    return {"aliases": {"previous": before, "champion": version}, "tags": tags, "hold": hold}
+    aliases = {**wish_fulfilled(config, version, bad), "previous": before, "champion": version}
+    return {"aliases": aliases, "tags": tags, "hold": f"version {bad} was rolled back by {who}: {why}"}
+
+
+def wish_fulfilled(config: Config, *versions: int) -> dict:
+    """Takes `approved` from a version that serves now, or is bad: a wish that stays would start another release."""
+    return {"approved": None} if registry.alias(config, "approved") in versions else {}
 
 
 def install(config: Config, run: Run, engine: Path, version: int) -> None:

@@ -48,7 +48,9 @@ def test_a_rollback_of_a_rollback_goes_further_back_until_nothing_is_left(config
     tags = registry.tags(config, 2)
     assert tags["verdict"] == "promoted" and tags["replaced_by"] == "3" and tags["replaced_at"] > tags["served_at"]
 
+    registry.set_alias(config, "approved", 3)
     undone = roll_back(config)
+    assert registry.alias(config, "approved") is None  # or a release would bring the bad version back
     assert (undone["served_version"], undone["rolled_back_version"]) == (2, 3)
     assert in_service(config) == 2
     assert aliases(config) == {"champion": 2, "previous": 1}
@@ -79,8 +81,12 @@ def test_a_rollback_of_a_rollback_goes_further_back_until_nothing_is_left(config
 
 def test_releasing_the_previous_version_is_a_rollback_too(config, live, promote):
     promote(1)
+    registry.set_alias(config, "approved", 3)
     promote(2)
+    assert registry.alias(config, "approved") == 3
+    registry.set_alias(config, "approved", 1)
     promote(1, release=True)
+    assert registry.alias(config, "approved") is None  # the wish is fulfilled
     assert in_service(config) == 1 and aliases(config) == {"champion": 1, "previous": None}
     tags = registry.tags(config, 2)
     assert (tags["rolled_back_by"], tags["rolled_back_because"]) == ("ann", "as agreed")

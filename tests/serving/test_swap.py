@@ -79,7 +79,9 @@ def test_the_first_swap_and_the_next_under_load(config, live, promote):
 
     assert [ready(config, part) for part in repository.PARTS] == [[2], [2], [2]]
     assert registry.alias(config, "champion") == 2 and registry.alias(config, "previous") == 1
-    assert registry.tags(config, 2)["verdict"] == "promoted"
+    tags = registry.tags(config, 2)
+    built = run_of(config.workspace, 2).result("build_engine")
+    assert (tags["verdict"], tags["engine"], tags["engine_sha256"]) == ("promoted", "onnx", built["sha256"])
     assert not swap.journal_file(config).exists()
 
     # Once more: nothing to do.
