@@ -81,7 +81,7 @@ def postgres(tmp_path_factory):
     """The address of an empty database of a PostgreSQL that is made for these tests, on loopback alone."""
     missing = missing_for_postgres()
     if missing and os.environ.get("CI"):
-        pytest.fail(f"{missing}: .ci/run installs it")
+        pytest.fail(f"{missing}; with CI set that is a failure: see .ci/run and `make envs`")
     if missing:
         pytest.skip(missing)
     folder = tmp_path_factory.mktemp("postgres")
