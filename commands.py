@@ -184,6 +184,22 @@ def rollback(*overrides, reviewer=None, reason=None, config_path="configs", conf
     return rollback.run(overrides, reviewer, reason, config_path, config_name)
 
 
+@SetParseFns(reason=str, reviewer=str)
+def hold(*overrides, clear=False, reviewer=None, reason=None, config_path="configs", config_name="config"):
+    """Says whether automatic promotion is on hold since a rollback, and why; --clear ends that.
+
+    Example: python commands.py hold --clear --reason="version 8 has been retrained without the broken labels"
+
+    Args:
+        clear: end it; who did so and why is kept in the registry.
+        reviewer: who ends it; the login name by default.
+        reason: why, in a sentence.
+    """
+    from tasks.promotion import hold
+
+    return hold.run(overrides, clear, reviewer, reason, config_path, config_name)
+
+
 @SetParseFns(text=str, input_file=str, output_file=str, checkpoint=str)
 def predict(
     *overrides,
@@ -251,6 +267,7 @@ STEPS = [
     stage,
     swap,
     rollback,
+    hold,
     predict,
     data,
 ]

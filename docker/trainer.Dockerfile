@@ -14,12 +14,13 @@ RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-de
 RUN useradd --uid 10001 --create-home toxic
 COPY --from=build /opt/tasks /opt/tasks
 WORKDIR /app
-COPY commands.py constraints.txt ./
+COPY commands.py ./
 COPY .dvc/config .dvc/config
 COPY tasks tasks
 COPY configs configs
 COPY expectations expectations
 COPY triton_model_repository triton_model_repository
-ENV PATH=/opt/tasks/bin:$PATH TOXIC_WORKSPACE=/workspace PYTHONUNBUFFERED=1
+ARG GIT_COMMIT=unknown
+ENV PATH=/opt/tasks/bin:$PATH TOXIC_WORKSPACE=/workspace PYTHONUNBUFFERED=1 TOXIC_GIT_COMMIT=$GIT_COMMIT
 USER toxic
 CMD ["python", "commands.py"]

@@ -34,6 +34,9 @@ class MLflow(Section):
     tracking_uri: str
     experiment: str
     registered_model: str
+    attempts: int = Field(ge=1, le=10)
+    backoff_s: int = Field(ge=0)
+    timeout_s: int = Field(ge=1)
 
 
 class Promotion(Section):

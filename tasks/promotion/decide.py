@@ -4,7 +4,6 @@ import getpass
 import json
 import logging
 import os
-from datetime import datetime, timezone
 
 from tasks.config import Config
 from tasks.errors import Skip, UsageError
@@ -13,42 +12,52 @@ from tasks.run import Run
 
 log = logging.getLogger(__name__)
 
+TIMED_OUT = "timed_out"  # the reason of a rejection that nobody has spoken
+
 
 def run(config: Config, run: Run, decision=None, reviewer=None, reason=None) -> dict:
     """Takes the decision of a person (the arguments, or TOXIC_REVIEW from the review task), else that of the mode.
 
-    Returns what was decided and which version was champion then: swap goes on only while it still is.
+    Returns what was decided, and which champion the version was compared with: swap goes on only while it still is.
 
     Raises:
         Skip: rejected, or nobody has decided yet.
+        StepFailed: approved, but another version has become champion since the comparison.
     """
     version = registry.candidate(config, run)
-    if registry.tags(config, version).get("gate") != "passed":
+    tags = registry.tags(config, version)
+    if tags.get("gate") != "passed":
         raise UsageError(
             f"version {version} has not passed the gate: only a version with the tag gate=passed is decided"
         )
-    review = by_person(decision, reviewer, reason) or from_environment() or by_mode(config)
-    result = {
-        "version": version,
-        "champion": registry.alias(config, "champion"),
-        "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        **review,
-    }
+    review = by_person(decision, reviewer, reason) or from_environment() or by_mode(config, tags)
+    release = config.release.version is not None  # nothing was compared then; the person knows what serves now
+    champion = registry.alias(config, "champion") if release else run.result("gate")["champion"]
+    result = {"version": version, "champion": champion, "at": registry.now(), **review}
     if review["decision"] is None:
         raise Skip(f"version {version} waits: {review['reason']}", **result)
-    registry.tag(
-        config,
-        version,
-        decision=review["decision"],
-        decided_by=review["reviewer"],
-        decided_at=result["at"],
-        decided_why=review["reason"],
-    )
-    log.info("version %d: %s by %s (%s)", version, review["decision"], review["reviewer"], review["reason"])
+    if review["decision"] == "approve":
+        registry.require_champion(config, version, champion)
+    record(config, result, release)
     if review["decision"] == "reject":
-        registry.tag(config, version, verdict="rejected")
         raise Skip(f"version {version} was rejected by {review['reviewer']}: {review['reason']}", **result)
     return result
+
+
+def record(config: Config, result: dict, release: bool) -> None:
+    """Tags the version with the decision. That of a release stands beside the one that its review came to.
+
+    A rejection is the final verdict on this fingerprint of data, config and code. It is written last: a step that was
+    killed before decides again.
+    """
+    version, decision, who, why = (result[key] for key in ("version", "decision", "reviewer", "reason"))
+    log.info("version %d: %s by %s (%s)", version, decision, who, why)
+    if release and decision == "approve":
+        registry.tag(config, version, released_by=who, released_at=result["at"], released_why=why)
+        return
+    registry.tag(config, version, decision=decision, decided_by=who, decided_at=result["at"], decided_why=why)
+    if decision == "reject":
+        registry.tag(config, version, verdict=TIMED_OUT if why == TIMED_OUT else "rejected")
 
 
 def by_person(decision, reviewer, reason) -> dict | None:
@@ -71,14 +80,20 @@ def from_environment() -> dict | None:
         raise UsageError(f"TOXIC_REVIEW={text!r} is not a JSON object with decision, reviewer and reason") from None
 
 
-def by_mode(config: Config) -> dict:
-    """What promotion.mode says where no person has; on hold, `auto` waits like `review`."""
+def by_mode(config: Config, tags: dict[str, str]) -> dict:
+    """What promotion.mode says where no person has; on hold, `auto` waits like `review`.
+
+    It never speaks for a version from the registry, nor against the rejection of one.
+    """
     hold, mode = registry.hold(config), config.promotion.mode
-    if mode == "never":
+    if config.release.version is not None or tags.get("verdict") in ("rejected", TIMED_OUT):
+        why = f"a person decides about a version that is {tags.get('verdict', 'in the registry')}"
+    elif mode == "never":
         return {"decision": "reject", "reviewer": "auto", "reason": "promotion.mode=never"}
-    if mode == "auto" and not hold:
+    elif mode == "auto" and not hold:
         return {"decision": "approve", "reviewer": "auto", "reason": "promotion.mode=auto and the gate was passed"}
-    why = f"automatic promotion is on hold ({hold})" if hold else "promotion.mode=review"
+    else:
+        why = f"automatic promotion is on hold ({hold})" if hold else "promotion.mode=review"
     return {
         "decision": None,
         "reviewer": "nobody",

@@ -1,7 +1,7 @@
 """What a registered version does when it is loaded: `mlflow.pyfunc.load_model("models:/toxic_classificator@champion")`.
 
 Logged as code, not as a pickle. The version holds adapter, head, thresholds and tokenizer; the base model is found by
-name under the workspace (TOXIC_WORKSPACE, or ./workspace) and checked by hash.
+name, as in training (in the workspace that is TOXIC_WORKSPACE, or ./workspace), and checked by hash.
 """
 
 import os
@@ -11,6 +11,14 @@ from pathlib import Path
 
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
+from pydantic import BaseModel
+
+
+class Answer(BaseModel):
+    """What `predict` says to one message; MLflow takes the version's signature from here."""
+
+    toxic: bool
+    labels: list[str]
 
 
 class Classifier(PythonModel):
@@ -25,8 +33,8 @@ class Classifier(PythonModel):
             self.thresholds = checkpoint.thresholds(folder)
             self.max_length = checkpoint.settings(folder)["max_length"]
 
-    def predict(self, context, model_input: list[str], params=None) -> list[dict]:
-        """Answers `{"toxic": bool, "labels": [str]}`, one per message."""
+    def predict(self, context, model_input: list[str], params=None) -> list[Answer]:
+        """Answers `{"toxic": bool, "labels": [str]}`, plain dicts, one per message."""
         from tasks.serving import predict
 
         return predict.classify(self.network, self.tokenizer, self.thresholds, self.max_length, model_input)

@@ -1,10 +1,12 @@
 """Make the trained model a new version in the registry: everything but the base, which goes by name and hash."""
 
+import json
 import logging
 import os
 import shutil
 import subprocess
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 from tasks import files
@@ -12,11 +14,14 @@ from tasks.config import Config
 from tasks.data import versions
 from tasks.promotion import registry
 from tasks.run import Run
-from tasks.training import checkpoint
+from tasks.training import checkpoint, evaluate
 
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
+
+# What a version takes to answer elsewhere, beside its own code.
+REQUIREMENTS = ("mlflow", "bitsandbytes", "numpy", "peft", "polars", "psutil", "pydantic", "torch", "transformers")
 
 
 def run(config: Config, run: Run) -> dict:
@@ -25,50 +30,54 @@ def run(config: Config, run: Run) -> dict:
     Returns {"version", "model_uri", "model_version"}; a repeated call finds the version that it made before.
     """
     folder = checkpoint.of_run(config, run)
-    model_version = versions.version(config, folder)
+    tags = lineage(config, run, versions.version(config, folder))
     registry.ensure_model(config)
-    number = version_of_run(config, run) or log_version(config, run, folder)
-    registry.tag(config, number, **lineage(config, run, model_version))
-    log_pointers(config, run, model_version)
+    log_pointers(config, run, tags["model_version"])
+    number = registered(config, tags) or log_version(config, run, folder, tags)
     log.info("version %d of %s", number, config.mlflow.registered_model)
     uri = f"models:/{config.mlflow.registered_model}/{number}"
-    return {"version": number, "model_uri": uri, "model_version": model_version}
+    return {"version": number, "model_uri": uri, "model_version": tags["model_version"]}
 
 
-def version_of_run(config: Config, run: Run) -> int | None:
-    """The version that an earlier, killed try of this step has made."""
-    mlflow_run = run.result("train")["mlflow_run"]
-    name = config.mlflow.registered_model
-    found = registry.client(config).search_model_versions(f"name='{name}' and run_id='{mlflow_run}'")
-    return max((int(v.version) for v in found), default=None)
+def registered(config: Config, tags: dict[str, str]) -> int | None:
+    """The version that an earlier, killed try of this step has made of the same model."""
+    name, wanted = config.mlflow.registered_model, f"tag.run_id='{tags['run_id']}'"
+    found = registry.client(config).search_model_versions(f"name='{name}' and {wanted}")
+    return max((int(v.version) for v in found if v.tags["model_version"] == tags["model_version"]), default=None)
 
 
-def log_version(config: Config, run: Run, folder: Path) -> int:
+def log_version(config: Config, run: Run, folder: Path, tags: dict[str, str]) -> int:
+    """Logs adapter, head, thresholds and tokenizer with their figures, and registers that, its tags with it."""
     import mlflow
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema
-    from mlflow.types.schema import Array, DataType, Object, Property
 
-    answer = Object([Property("toxic", DataType.boolean), Property("labels", Array(DataType.string))])
-    signature = ModelSignature(Schema([ColSpec("string")]), Schema([ColSpec(answer)]))
+    mlflow_run = run.result("train")["mlflow_run"]
+    os.environ["TOXIC_WORKSPACE"] = str(config.workspace)  # MLflow loads the model and has the example answered
     registry.client(config)
-    with tempfile.TemporaryDirectory() as place, mlflow.start_run(run_id=run.result("train")["mlflow_run"]):
-        without_merged = shutil.copytree(folder, f"{place}/checkpoint", ignore=shutil.ignore_patterns("merged"))
+    with tempfile.TemporaryDirectory() as place, registry.answering(config), mlflow.start_run(run_id=mlflow_run):
+        without_base = shutil.copytree(folder, f"{place}/checkpoint", ignore=shutil.ignore_patterns("merged"))
+        checkpoint.copy_tokenizer(folder, Path(without_base))
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(ROOT / "tasks" / "promotion" / "pyfunc.py"),
-            artifacts={"checkpoint": str(without_merged)},
-            signature=signature,
+            artifacts={"checkpoint": str(without_base)},
             input_example=["Good morning!", "You are an idiot."],
-            pip_requirements=str(ROOT / "constraints.txt"),
-            registered_model_name=config.mlflow.registered_model,
+            code_paths=[str(ROOT / "tasks")],
+            pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS],
         )
-    return int(logged.registered_model_version)
+        mlflow.log_metrics(evaluate.figures(run.result("evaluate")), model_id=logged.model_id)
+        made = mlflow.register_model(logged.model_uri, config.mlflow.registered_model, tags=tags)
+    return int(made.version)
 
 
 def lineage(config: Config, run: Run, model_version: str) -> dict[str, str]:
     """Where a version comes from and how good it is, as tags that the registry's pages show."""
     evaluated, trained = run.result("evaluate"), run.result("train")
+    thresholds = {label: round(value, 4) for label, value in evaluated["thresholds"].items()}
+    figures = {
+        f"{prefix}{name}": evaluated[model][name]
+        for model, prefix in (("challenger", ""), ("baseline", "baseline_"))
+        for name in ("f1_toxic", "f1_types")
+    }
     return {
         "run_id": run.id,
         "data_version": run.result("prepare")["data_version"],
@@ -78,10 +87,8 @@ def lineage(config: Config, run: Run, model_version: str) -> dict[str, str]:
         "dag_run_url": os.environ.get("TOXIC_DAG_RUN_URL", "by hand"),
         "base_model": trained["base_model"],
         "base_sha256": trained["base_sha256"],
-        "f1_toxic": f"{evaluated['challenger']['f1_toxic']:.4f}",
-        "f1_types": f"{evaluated['challenger']['f1_types']:.4f}",
-        "baseline_f1_toxic": f"{evaluated['baseline']['f1_toxic']:.4f}",
-        "baseline_f1_types": f"{evaluated['baseline']['f1_types']:.4f}",
+        "thresholds": json.dumps(thresholds),
+        **{name: f"{figure:.4f}" for name, figure in figures.items()},
     }
 
 
@@ -99,5 +106,12 @@ def log_pointers(config: Config, run: Run, model_version: str) -> None:
 
 
 def git_commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return found.stdout.strip() or "unknown"
+    """The commit that this code is, `-dirty` where files have changed since; an image has it in TOXIC_GIT_COMMIT."""
+    if os.environ.get("TOXIC_GIT_COMMIT"):
+        return os.environ["TOXIC_GIT_COMMIT"]
+    ask = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        found = subprocess.run(ask, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:  # no git here
+        found = ""
+    return found or "unknown"

@@ -4,40 +4,86 @@
 replaced. Only swap and rollback write the last two, under a lease.
 """
 
-import json
+import functools
+import logging
 import os
 import socket
 import time
 import uuid
 from contextlib import contextmanager
+from datetime import datetime, timezone
+
+import psutil
 
 from tasks.config import Config
 from tasks.errors import StepFailed, UsageError
 from tasks.run import Run
 
+log = logging.getLogger(__name__)
+
 LEASE_SECONDS = 1800
 
 
-def client(config: Config):
-    """An MLflow client for the configured server.
+class Client:
+    """An MlflowClient whose every call says what to do when the server is away: see `answering`."""
+
+    def __init__(self, config: Config):
+        from mlflow import MlflowClient
+
+        self._config, self._mlflow = config, MlflowClient(config.mlflow.tracking_uri)
+
+    def __getattr__(self, name: str):
+        call = getattr(self._mlflow, name)
+
+        @functools.wraps(call)
+        def answered(*args, **kwargs):
+            with answering(self._config):
+                return call(*args, **kwargs)
+
+        return answered
+
+
+def client(config: Config) -> Client:
+    """A client of the configured server; MLflow's own functions go to that server from here on, too."""
+    from mlflow import environment_variables as settings
+    from mlflow import set_tracking_uri
+
+    set_tracking_uri(config.mlflow.tracking_uri)
+    # MLflow tries a request again by itself: without a connection, after a time-out, after 429 and 5xx.
+    settings.MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(config.mlflow.attempts - 1)
+    settings.MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.set(config.mlflow.backoff_s)
+    settings.MLFLOW_HTTP_REQUEST_TIMEOUT.set(config.mlflow.timeout_s)
+    return Client(config)
+
+
+@contextmanager
+def answering(config: Config):
+    """Around calls of MLflow: a server that still does not answer after all tries becomes a StepFailed.
 
     Raises:
-        StepFailed: the server doesn't answer; within seconds, not after MLflow's own minutes of retries.
+        StepFailed: it names the server, the cause and the way out.
     """
-    import httpx
-    from mlflow import MlflowClient, set_tracking_uri
+    from mlflow.exceptions import MlflowException
 
-    uri = config.mlflow.tracking_uri
-    if uri.startswith("http"):
-        try:
-            httpx.get(f"{uri}/health", timeout=10).raise_for_status()
-        except httpx.HTTPError as error:
-            raise StepFailed(
-                f"MLflow at {uri} does not answer ({type(error).__name__}): `make demo` starts one, or name another "
-                "with mlflow.tracking_uri=…, or MLFLOW_TRACKING_URI"
-            ) from None
-    set_tracking_uri(uri)
-    return MlflowClient(uri)
+    try:
+        yield
+    except MlflowException as error:
+        words = " ".join(str(error).split())
+        # What the server has answered is another exception, or does not start so.
+        if "API request to " not in words:
+            raise
+        cause = words.rpartition(": ")[2].strip("()'\"")  # of a chain of causes the first one
+        tried = "once" if config.mlflow.attempts == 1 else f"{config.mlflow.attempts} times"
+        raise StepFailed(
+            f"MLflow at {config.mlflow.tracking_uri} does not answer, tried {tried} "
+            f"({cause[:150]}): start it (`make demo` does) and this step again, or name another with "
+            "mlflow.tracking_uri=…, or MLFLOW_TRACKING_URI"
+        ) from None
+
+
+def now() -> str:
+    """This moment as tags hold it; in the order of the letters."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def training_run(config: Config, run: Run) -> str:
@@ -62,8 +108,8 @@ def log_to_run(config: Config, mlflow_run: str, figures: dict[str, float], files
     """Adds figures, and files in a folder of its artifacts, to the MLflow run of a training."""
     from mlflow.entities import Metric
 
-    mlflow, now = client(config), int(time.time() * 1000)
-    mlflow.log_batch(mlflow_run, metrics=[Metric(key, value, now, 0) for key, value in figures.items()])
+    mlflow, at = client(config), int(time.time() * 1000)
+    mlflow.log_batch(mlflow_run, metrics=[Metric(key, value, at, 0) for key, value in figures.items()])
     for file in files:
         mlflow.log_artifact(mlflow_run, str(file), folder)
 
@@ -85,6 +131,8 @@ def version(config: Config, number: int):
     try:
         return client(config).get_model_version(name, str(number))
     except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
         raise UsageError(f"the registry has no version {number} of {name}: {error.message}") from None
 
 
@@ -118,15 +166,41 @@ def tag(config: Config, number: int, **values) -> None:
         mlflow.set_model_version_tag(config.mlflow.registered_model, str(number), key, str(value))
 
 
-def ensure_model(config: Config) -> None:
-    """Creates the registered model where there is none yet; leases and holds are kept as its tags."""
+def ensure_model(config: Config, name: str | None = None) -> None:
+    """Creates the registered model where there is none yet; a hold is kept as its tag."""
     from mlflow.exceptions import MlflowException
 
     try:
-        client(config).create_registered_model(config.mlflow.registered_model)
+        client(config).create_registered_model(name or config.mlflow.registered_model)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+
+
+def history(config: Config) -> list[int]:
+    """Versions that are or were in service and are not known to be bad, the one that served last first.
+
+    A rollback tags a version as bad; a person who releases it all the same makes it good again.
+    """
+    name = config.mlflow.registered_model
+    found = client(config).search_model_versions(f"name='{name}'")
+    good = [v for v in found if v.tags.get("served_at", "") > v.tags.get("rolled_back_at", "")]
+    return [int(v.version) for v in sorted(good, key=lambda v: v.tags["served_at"], reverse=True)]
+
+
+def require_champion(config: Config, version: int, expected: int | None) -> None:
+    """Raises StepFailed where another version has become champion than the one that a version was compared with."""
+    champion = alias(config, "champion")
+    if champion not in (expected, version):
+        raise StepFailed(
+            f"the decision on version {version} fell while {named(expected)} was champion; now it is "
+            f"{named(champion)}: compare with that one (`python commands.py evaluate`, and the steps after it), or "
+            f"trigger toxicity_release for version {version}"
+        )
+
+
+def named(version: int | None) -> str:
+    return "no version" if version is None else f"version {version}"
 
 
 def hold(config: Config) -> str | None:
@@ -135,8 +209,18 @@ def hold(config: Config) -> str | None:
 
 
 def set_hold(config: Config, reason: str) -> None:
-    """Until a person deletes the tag `hold` of the registered model, `auto` waits for a review."""
+    """Until a person clears it, `auto` waits for a review. It is the tag `hold` of the registered model."""
     client(config).set_registered_model_tag(config.mlflow.registered_model, "hold", reason)
+
+
+def clear_hold(config: Config, who: str, why: str) -> str | None:
+    """Ends the hold and notes who did so and why; returns what it was for, or None where there was none."""
+    mlflow, name, held = client(config), config.mlflow.registered_model, hold(config)
+    if held is not None:
+        for key, value in {"was": held, "cleared_by": who, "cleared_because": why, "cleared_at": now()}.items():
+            mlflow.set_registered_model_tag(name, f"hold_{key}", value)
+        mlflow.delete_registered_model_tag(name, "hold")
+    return held
 
 
 def fetch(config: Config, number: int, folder) -> None:
@@ -149,7 +233,8 @@ def fetch(config: Config, number: int, folder) -> None:
     client(config)
     with tempfile.TemporaryDirectory() as place:
         uri = f"models:/{config.mlflow.registered_model}/{number}"
-        fetched = download_artifacts(artifact_uri=uri, dst_path=place)
+        with answering(config):
+            fetched = download_artifacts(artifact_uri=uri, dst_path=place)
         shutil.copytree(f"{fetched}/artifacts/checkpoint", folder, dirs_exist_ok=True)
 
 
@@ -171,54 +256,95 @@ def protected_runs(config: Config) -> set[str]:
     return {tags(config, number).get("run_id", "") for number in numbers}
 
 
+# The lease ------------------------------------------------------------------------------------------------------------
+
+_ended: set[str] = set()  # tokens of leases of this process that it could not give back
+
+
 @contextmanager
-def lease(config: Config, holder: str):
+def lease(config: Config, holder: str, run_id: str | None = None):
     """Only one process at a time may change what serves: both DAGs and the command line take this lease first.
 
-    It is a tag of the registered model. A holder that was killed is followed by its own next try, or by anybody once
-    the lease ends.
+    Everybody who wants it draws a ticket: a version of the registered model `…-lease`, since version numbers are the
+    one thing that a registry gives out one after another. The lowest ticket holds the lease, the others are given back.
+    A ticket counts no longer when its time is over, when its process is known to be dead, or when it is of an earlier
+    try of the same run on another machine.
+
+    Args:
+        holder: who wants it, in words for the others.
+        run_id: the run whose step wants it; None for a person.
 
     Raises:
-        StepFailed: somebody else holds it; the message says who, and until when.
+        StepFailed: somebody else holds it; the message says who, since and until when.
     """
-    ensure_model(config)
-    mlflow, name = client(config), config.mlflow.registered_model
-    held = json.loads(_model_tags(config).get("lease", "null"))
-    if held and held["holder"] != holder and held["expires"] > time.time() and not _died_here(held):
-        until = time.strftime("%H:%M:%S", time.localtime(held["expires"]))
-        raise StepFailed(f"{held['holder']} is changing what serves, until {until} at the latest: try again after it")
-    mine = {
-        "holder": holder,
-        "token": uuid.uuid4().hex,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "expires": time.time() + LEASE_SECONDS,
-    }
-    mlflow.set_registered_model_tag(name, "lease", json.dumps(mine))
-    # The registry has no compare-and-set: of two that wrote at once, the one whose token stayed goes on.
-    time.sleep(0.2)
-    now = json.loads(_model_tags(config).get("lease", "null"))
-    if not now or now["token"] != mine["token"]:
-        raise StepFailed(f"{now and now['holder']} took the lease at the same moment: try again after it")
+    name = f"{config.mlflow.registered_model}-lease"
+    ensure_model(config, name)
+    ticket = _draw(config, name, holder, run_id)
     try:
+        _require_lowest(config, name, ticket)
         yield
     finally:
-        now = json.loads(_model_tags(config).get("lease", "null"))
-        if now and now["token"] == mine["token"]:
-            mlflow.delete_registered_model_tag(name, "lease")
+        try:
+            _give_back(config, name, ticket.version)
+        except StepFailed as error:  # it must not hide how the swap went
+            _ended.add(ticket.tags["token"])
+            log.warning("the lease of %s stays until its time is over, or the next start here: %s", holder, error)
 
 
-def _died_here(held: dict) -> bool:
-    """Whether the lease's holder was a process of this machine that is gone."""
-    if held["host"] != socket.gethostname():
-        return False
-    try:
-        os.kill(held["pid"], 0)
-    except ProcessLookupError:
+def _draw(config: Config, name: str, holder: str, run_id: str | None):
+    started = time.time()
+    mine = {
+        "holder": holder,
+        "run_id": run_id or "",
+        "token": uuid.uuid4().hex,
+        "host": socket.gethostname(),
+        "pid": str(os.getpid()),
+        "process_started": str(psutil.Process().create_time()),
+        "started": str(started),
+        "expires": str(started + LEASE_SECONDS),
+    }
+    words = f"{holder} may change what serves, {_clock(mine['started'])} to {_clock(mine['expires'])} at the latest."
+    return client(config).create_model_version(name, f"lease:///{mine['token']}", tags=mine, description=words)
+
+
+def _require_lowest(config: Config, name: str, mine) -> None:
+    tickets = sorted(client(config).search_model_versions(f"name='{name}'"), key=lambda ticket: int(ticket.version))
+    for ticket in tickets:
+        if ticket.version == mine.version:
+            return
+        if not _counts_no_longer(ticket.tags, mine.tags):
+            held = ticket.tags
+            raise StepFailed(
+                f"{held['holder']} is changing what serves, since {_clock(held['started'])} and until "
+                f"{_clock(held['expires'])} at the latest: try again after it"
+            )
+        log.warning("the lease of %s counts no longer", ticket.tags["holder"])
+        _give_back(config, name, ticket.version)
+
+
+def _counts_no_longer(held: dict[str, str], mine: dict[str, str]) -> bool:
+    if held["token"] in {mine["token"], *_ended} or float(held["expires"]) < time.time():
         return True
-    except PermissionError:
-        pass
-    return False
+    if held["host"] != mine["host"]:
+        return held["run_id"] == mine["run_id"] != ""
+    try:
+        return str(psutil.Process(int(held["pid"])).create_time()) != held["process_started"]
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _give_back(config: Config, name: str, ticket: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client(config).delete_model_version(name, ticket)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # another has cleared it away
+            raise
+
+
+def _clock(seconds: str) -> str:
+    return datetime.fromtimestamp(float(seconds), timezone.utc).strftime("%H:%M:%S UTC")
 
 
 def _model_tags(config: Config) -> dict[str, str]:

@@ -12,6 +12,7 @@ import numpy as np
 from tasks import files
 from tasks.config import Config
 from tasks.errors import StepFailed, UsageError
+from tasks.promotion import registry
 from tasks.run import Run
 from tasks.serving import export_onnx
 
@@ -39,6 +40,8 @@ def run(config: Config, run: Run) -> dict:
             shutil.copy2(source / name, folder)
         add_buckets(config, folder / "settings.json")
         engine = record(config, folder, **facts)
+    known = {name: engine[name] for name in ("engine", "tensorrt", "gpu") if engine.get(name)}
+    registry.tag(config, engine["version"], **known, engine_sha256=engine["sha256"])
     size = (folder_of(config) / MODEL_FILE[engine["engine"]]).stat().st_size
     return {"version": engine["version"], "sha256": engine["sha256"], "bytes": size, **facts}
 

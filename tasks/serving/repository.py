@@ -167,9 +167,14 @@ def remove(repository: Path, version: int) -> None:
         shutil.rmtree(folder(repository, part, version), ignore_errors=True)
 
 
-def prune(repository: Path, keep: set[int]) -> None:
-    """Removes the oldest versions but for the last KEEP and those in `keep`."""
-    for version in installed(repository)[:-KEEP]:
-        if version not in keep:
-            remove(repository, version)
-            log.info("removed version %d from %s", version, repository)
+def prune(repository: Path, history: list[int]) -> None:
+    """Keeps KEEP versions on disk: the one in service, those that served last, then the newest of the others.
+
+    Args:
+        history: versions that were in service and are good, the last one first; others are bad or never served.
+    """
+    there = installed(repository)
+    ranked = dict.fromkeys([served(repository), *history, *reversed(there)])
+    for version in [version for version in ranked if version in there][KEEP:]:
+        remove(repository, version)
+        log.info("removed version %d from %s", version, repository)

@@ -1,9 +1,10 @@
-"""Put the previous champion back into service, and hold automatic promotion until a person clears it."""
+"""Put the version that served before back into service, and hold automatic promotion until a person clears it."""
 
 import getpass
 import logging
-from datetime import datetime, timezone
+from pathlib import Path
 
+from tasks.config import Config
 from tasks.errors import StepFailed
 from tasks.promotion import registry
 from tasks.serving import repository, swap
@@ -12,34 +13,54 @@ log = logging.getLogger(__name__)
 
 
 def run(overrides, reviewer, reason, config_path, config_name) -> dict:
-    """Swaps the alias `previous` for the champion, in the server and in the registry.
+    """Swaps the version that served last, among those not known to be bad, for the champion: in server and registry.
 
-    Returns {"served_version", "rolled_back_version", "swap_seconds"}.
+    A rollback that was killed after its commit is finished, and is not followed by a second one.
+
+    Returns {"served_version", "rolled_back_version", "swap_seconds"}; seconds are None where it was only finished.
 
     Raises:
-        StepFailed: there is no previous version, or the live repository no longer keeps it.
+        StepFailed: nothing is in service, no version is left to go back to, or the live repository has lost it.
     """
     from tasks.step import open_run
 
     _, config, _ = open_run("rollback", [str(o) for o in overrides], config_path, config_name)
     who, why = reviewer or getpass.getuser(), reason or "none given"
     with registry.lease(config, f"rollback by {who}"), swap.live_server(config) as server:
-        swap.finish_or_undo(config, server)
-        bad, target = registry.alias(config, "champion"), registry.alias(config, "previous")
-        if target is None:
-            raise StepFailed(
-                "no version carries the alias `previous`: trigger toxicity_release for the version that shall serve"
-            )
-        live = repository.live(config)
-        if target not in repository.installed(live):
-            raise StepFailed(
-                f"version {target} is no longer kept in {live}: trigger toxicity_release for version {target}"
-            )
-        repository.verify(live, target)
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        tags = {bad: {"rolled_back_by": who, "rolled_back_because": why, "rolled_back_at": now}}
-        # Without `previous`, a second rollback cannot bring the bad version back.
-        seconds = swap.replace(config, server, target, {"previous": None, "champion": target}, tags)
-        registry.set_hold(config, f"version {bad} was rolled back by {who}: {why}")
+        finished = swap.finish_or_undo(config, server)
+        if finished and finished["hold"]:
+            bad, target, seconds = finished["from"], finished["to"], None
+        else:
+            bad, target = registry.alias(config, "champion"), choose(config)
+            change = swap.going_back(config, bad, target, who, why)
+            seconds = swap.replace(config, server, target, **change)
     log.info("version %d serves again, %d is tagged as rolled back", target, bad)
     return {"step": "rollback", "served_version": target, "rolled_back_version": bad, "swap_seconds": seconds}
+
+
+def choose(config: Config) -> int:
+    """The version to go back to: installed in the live repository, whole, and the last to serve before the champion."""
+    live, champion = repository.live(config), registry.alias(config, "champion")
+    if champion is None:
+        raise StepFailed("no version is in service, so there is nothing to roll back")
+    before = [version for version in registry.history(config) if version != champion]
+    there = [version for version in before if version in repository.installed(live)]
+    if not there:
+        raise StepFailed(nothing_left(champion, before, live))
+    try:
+        repository.verify(live, there[0])
+    except StepFailed as error:
+        raise StepFailed(f"{error}, or trigger toxicity_release for version {there[0]}") from None
+    return there[0]
+
+
+def nothing_left(champion: int, before: list[int], live: Path) -> str:
+    if before:
+        return (
+            f"version {before[0]} served before {champion}, but {live} no longer keeps it: trigger toxicity_release "
+            f"for version {before[0]}"
+        )
+    return (
+        f"no version served before {champion} that is not tagged as rolled back: trigger toxicity_release for the "
+        "version that shall serve"
+    )

@@ -8,7 +8,6 @@ brings goes over as a whole, its tokenizer too.
 import logging
 import time
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 
 from tasks import files
@@ -33,27 +32,52 @@ def run(config: Config, run: Run) -> dict:
             not do there what it did in `stage`. The version that served before goes on serving.
     """
     version, engine = build_engine.of_run(config, run)
-    with registry.lease(config, f"swap of run {run.id}"), live_server(config) as server:
+    with registry.lease(config, f"swap of run {run.id}", run.id), live_server(config) as server:
         finish_or_undo(config, server)
         champion = registry.alias(config, "champion")
         if champion == version and repository.served(repository.live(config)) == version:
             log.info("version %d is in service already", version)
             return {"served_version": version, "previous_version": registry.alias(config, "previous")}
-        require_same_champion(run, champion)
+        decided = run.result("decide")
+        registry.require_champion(config, version, decided["champion"])
         install(config, run, engine, version)
-        # A server that has lost the champion gets it back; it did not replace itself.
-        aliases = {"champion": version} if champion == version else {"previous": champion, "champion": version}
-        seconds = replace(config, server, version, aliases, {version: {"verdict": "promoted"}})
+        if config.release.version and champion and version == registry.alias(config, "previous"):
+            change = going_back(config, champion, version, decided["reviewer"], decided["reason"])
+        else:
+            change = going_forward(config, champion, version)
+        seconds = replace(config, server, version, **change)
     return {"served_version": version, "previous_version": champion, "swap_seconds": seconds}
 
 
-def require_same_champion(run: Run, champion: int | None) -> None:
-    expected = run.result("decide")["champion"]
-    if champion != expected:
-        raise StepFailed(
-            f"the decision fell when version {expected} was champion; now it is {champion}: evaluate and decide again "
-            "(`python commands.py evaluate`, or trigger toxicity_release for this version)"
-        )
+def going_forward(config: Config, champion: int | None, version: int) -> dict:
+    """What the registry learns when a version has come into service: the arguments of `replace`."""
+    tags = {version: {"verdict": "promoted", "served_at": registry.now()}}
+    aliases = {**wish_fulfilled(config, version), "previous": champion, "champion": version}
+    if champion == version:  # a server that has lost the champion gets it back; it did not replace itself
+        del aliases["previous"]
+    elif champion:
+        tags[champion] = {"replaced_by": version, "replaced_at": registry.now()}
+    return {"aliases": aliases, "tags": tags}
+
+
+def going_back(config: Config, bad: int, version: int, who: str, why: str) -> dict:
+    """What the registry learns when an older version serves again in the place of a bad one; see `replace`.
+
+    `previous` becomes what a further rollback would go to, never the bad version.
+    """
+    before = next((other for other in registry.history(config) if other not in (bad, version)), None)
+    at = registry.now()
+    tags = {
+        bad: {"rolled_back_by": who, "rolled_back_because": why, "rolled_back_at": at},
+        version: {"served_at": at},
+    }
+    aliases = {**wish_fulfilled(config, version, bad), "previous": before, "champion": version}
+    return {"aliases": aliases, "tags": tags, "hold": f"version {bad} was rolled back by {who}: {why}"}
+
+
+def wish_fulfilled(config: Config, *versions: int) -> dict:
+    """Takes `approved` from a version that serves now, or is bad: a wish that stays would start another release."""
+    return {"approved": None} if registry.alias(config, "approved") in versions else {}
 
 
 def install(config: Config, run: Run, engine: Path, version: int) -> None:
@@ -103,15 +127,17 @@ def journal_file(config: Config) -> Path:
     return config.workspace / "triton" / "swap.json"
 
 
-def replace(config: Config, server, version: int, aliases: dict, tags: dict) -> float:
+def replace(config: Config, server, version: int, aliases: dict, tags: dict, hold: str | None = None) -> float:
     """Puts an installed version into service in the place of the one that serves; returns the seconds it took.
 
     Args:
         aliases: registry aliases, and the version each shall name (None: no version), the champion last.
         tags: registry version → tags it gets.
+        hold: why automatic promotion waits for a person from now on, or None.
 
     Raises:
-        StepFailed: it did not work; what served before serves again.
+        StepFailed: it did not work; what served before serves again. Or it did, and the registry knows only in part:
+            the next swap or rollback finishes that.
     """
     started = time.monotonic()
     live = repository.live(config)
@@ -122,11 +148,12 @@ def replace(config: Config, server, version: int, aliases: dict, tags: dict) -> 
         "from": old,
         "serving": old if loaded else None,
         "to": version,
-        "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started_at": registry.now(),
         "configs": {m: repository.config_file(live, m).read_text() for m in (*repository.PARTS, repository.TEXT)},
         "aliases": aliases,
         "aliases_before": {name: registry.alias(config, name) for name in aliases},
         "tags": tags,
+        "hold": hold,
     }
     files.write_json(journal_file(config), journal)
     try:
@@ -143,7 +170,13 @@ def replace(config: Config, server, version: int, aliases: dict, tags: dict) -> 
             f"version {version} is not put into service, {old or 'none'} serves as before: "
             + " ".join(str(error).split())
         ) from error
-    finish(config, server, journal)
+    try:
+        finish(config, server, journal)
+    except Exception as error:
+        raise StepFailed(
+            f"version {version} is in service, but not all that follows is done, so run the same command again: "
+            + " ".join(str(error).split())
+        ) from error
     return round(time.monotonic() - started, 2)
 
 
@@ -211,8 +244,10 @@ def finish(config: Config, server, journal: dict) -> None:
                 raise StepFailed(f"{part} version {other} is still loaded beside {version}: run swap again")
     for tagged, values in journal["tags"].items():
         registry.tag(config, int(tagged), **values)
+    if journal["hold"]:
+        registry.set_hold(config, journal["hold"])
+    repository.prune(live, registry.history(config))
     journal_file(config).unlink()
-    repository.prune(live, keep={version, journal["from"]})
     log.info("version %d is in service", version)
 
 
@@ -246,24 +281,27 @@ def restore(config: Config, server, model: str, journal: dict) -> None:
             raise
 
 
-def finish_or_undo(config: Config, server) -> None:
+def finish_or_undo(config: Config, server) -> dict | None:
     """Ends a swap or rollback that was killed: finished if it had committed, else undone.
+
+    Returns the journal of one that it has finished, else None.
 
     Raises:
         StepFailed: neither works now.
     """
     if not journal_file(config).exists():
-        return
+        return None
     journal = files.read_json(journal_file(config))
     committed = repository.served(repository.live(config)) == journal["to"]
     log.warning("%s the killed swap to version %d", "finishing" if committed else "undoing", journal["to"])
     if committed:
         set_aliases(config, journal["aliases"])
         finish(config, server, journal)
-        return
+        return journal
     undo(config, server, journal)
     if journal_file(config).exists():
         raise StepFailed(
             f"the swap to version {journal['to']} that was killed could not be undone: see the log; if the server is "
             f"beyond repair, start it again: it serves {journal['from'] or 'nothing'} from disk"
         )
+    return None

@@ -90,8 +90,15 @@ def rebuild(config: Config, number: int, target: Path) -> None:
         add_merged(folder, config.workspace)
 
 
+def copy_tokenizer(folder: Path, target: Path) -> None:
+    """Puts a checkpoint's tokenizer into target/tokenizer: where merged/ stays behind, `add_merged` needs it."""
+    from tasks.training import model
+
+    model.load_tokenizer(folder / "merged").save_pretrained(target / "tokenizer")
+
+
 def add_merged(folder: Path, workspace: Path) -> None:
-    """Writes merged/ beside adapter/.
+    """Writes merged/ from adapter/, tokenizer/ and the base.
 
     Raises:
         StepFailed: the base model at hand is not the one that the adapter was trained on.
@@ -109,4 +116,4 @@ def add_merged(folder: Path, workspace: Path) -> None:
         )
     onto = training.get("merged_onto", "plain")
     model.merge(config, base, folder / "adapter", onto).save_pretrained(folder / "merged")
-    model.load_tokenizer(base).save_pretrained(folder / "merged")
+    model.load_tokenizer(folder / "tokenizer").save_pretrained(folder / "merged")

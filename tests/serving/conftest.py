@@ -1,4 +1,4 @@
-"""What is slow is made once: two versions, exported, built and staged. Every test gets a workspace of its own."""
+"""What is slow is made once: three versions, exported, built and staged. Every test gets a workspace of its own."""
 
 import shutil
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from serving_parts import (
+    VERSIONS,
     Live,
     choose_thresholds,
     load_config,
@@ -22,11 +23,11 @@ from tasks.serving import build_engine, export_onnx, stage, swap, triton
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> Path:
-    """A workspace in which versions 1 and 2 went through all steps up to stage, each kept in models/<version>."""
+    """A workspace in which versions 1 to 3 went through all steps up to stage, each kept in models/<version>."""
     workspace = tmp_path_factory.mktemp("made")
     config = load_config(workspace)
     registry.ensure_model(config)
-    for version in (1, 2):
+    for version in VERSIONS:
         run = run_of(workspace, version)
         folder = make_checkpoint(workspace / "models" / "finetuned" / "final", run.id, seed=version)
         write_data(workspace, run, torch_probabilities(folder) >= choose_thresholds(folder))
@@ -95,11 +96,13 @@ def live(config):
 
 @pytest.fixture
 def promote(config, bring):
-    """Puts a staged version into service, as the DAG does after the decision."""
+    """Puts a staged version into service, as toxicity_weekly or toxicity_release does after the decision."""
 
-    def version(number: int) -> dict:
+    def version(number: int, release: bool = False) -> dict:
         run = bring(number)
-        run.save("decide", {"champion": registry.alias(config, "champion")})
-        return swap.run(config, run)
+        champion = registry.alias(config, "champion")
+        run.save("decide", {"champion": champion, "reviewer": "ann", "reason": "as agreed"})
+        released = config.release.model_copy(update={"version": number if release else None})
+        return swap.run(config.model_copy(update={"release": released}), run)
 
     return version

@@ -10,15 +10,18 @@ from pathlib import Path
 import httpx
 import numpy as np
 import polars as pl
+from tritonclient.grpc import InferenceServerClient
 
 from tasks import config as configuration
 from tasks import files
 from tasks.labels import LABELS
 from tasks.run import Run, find
+from tasks.serving import client, repository
 
 ROOT = Path(__file__).parents[2]
 WORDS = "good morning you are an idiot thank article please fool hate this page дурак спасибо привет какой ты".split()
 MAX_LENGTH = 24
+VERSIONS = (1, 2, 3)
 
 
 def messages(count: int = 80) -> list[str]:
@@ -148,3 +151,21 @@ class Live:
         if self.process and self.process.poll() is None:
             self.process.terminate()
             self.process.wait()
+
+
+def answer(config, text="you are an idiot") -> dict:
+    """What the live server says."""
+    return client.classify([text], config.serving.url)[0]
+
+
+def ready(config, part=repository.CLASSIFIER) -> list[int]:
+    """The versions that the live server has loaded."""
+    with InferenceServerClient(config.serving.url) as server:
+        return [version for version in VERSIONS if server.is_model_ready(part, str(version))]
+
+
+def overrides(config) -> list[str]:
+    """What a command needs to mean the same servers and the same registered model."""
+    settings = {"serving.url": config.serving.url}
+    settings |= {f"mlflow.{name}": value for name, value in config.mlflow.model_dump().items()}
+    return ["profile=demo", *(f"{name}={value}" for name, value in settings.items())]

@@ -139,16 +139,19 @@ def test_the_engine_and_the_sizes_of_the_configuration_reach_the_server(workspac
         assert len(parsed.instance_group[0].profile) == buckets
 
 
-def test_the_newest_versions_and_those_that_serve_stay_on_disk(config, made, tmp_path):
+def test_what_serves_and_what_served_last_stays_on_disk(config, made, tmp_path):
     engine = made / "models" / "1" / "engine"
     repository.create(config, tmp_path)
-    for version in range(1, 6):
+    for version in range(1, 8):
         repository.install(engine, tmp_path, version)
-    repository.prune(tmp_path, keep={1, 5})
-    assert repository.installed(tmp_path) == [1, 3, 4, 5]
     assert repository.served(tmp_path) is None
     repository.write(tmp_path, repository.text_config(config, 4))
     assert repository.served(tmp_path) == 4
+    # 8 served too and is gone from the disk; 5 is bad; 6 and 7 never served.
+    repository.prune(tmp_path, history=[4, 8, 2])
+    assert repository.installed(tmp_path) == [2, 4, 7]
+    repository.prune(tmp_path, history=[])
+    assert repository.installed(tmp_path) == [2, 4, 7]
     repository.create(config, tmp_path)  # a server that starts again
     assert repository.served(tmp_path) == 4
     assert files.read_json(repository.folder(tmp_path, repository.CLASSIFIER, 4) / "engine.json")["version"] == 1

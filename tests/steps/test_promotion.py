@@ -173,7 +173,7 @@ def test_the_command_refuses_a_changed_limit_without_a_reason(config, run, monke
 
 
 def passed(config, run, **promotion):
-    gate.run(config, run)
+    run.save("gate", gate.run(config, run))
     return config.model_copy(update={"promotion": config.promotion.model_copy(update=promotion)})
 
 

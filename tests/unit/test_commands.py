@@ -44,6 +44,8 @@ def call(tmp_path, *arguments, **environment):
         (["export_onnx", "--checkpoint=nowhere"], "go together"),
         (["validate", "--what=nothing"], "--what=nothing is not one of"),
         (["decide", "--decision=maybe", "release.version=1"], ""),
+        (["hold", "--reason=why"], "--reason and --reviewer go with --clear"),
+        (["hold", "--clear=maybe"], "--clear=maybe: it takes no value"),
     ],
 )
 def test_bad_input_is_exit_2_with_one_clear_line(tmp_path, arguments, words):
@@ -55,9 +57,9 @@ def test_bad_input_is_exit_2_with_one_clear_line(tmp_path, arguments, words):
 
 
 def test_no_mlflow_server_is_said_in_words(tmp_path):
-    ended = call(tmp_path, "decide", "release.version=1", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    ended = call(tmp_path, "decide", "release.version=1", "mlflow.attempts=1", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert ended.returncode == 1
-    assert "MLflow at http://127.0.0.1:9 does not answer" in ended.stderr.splitlines()[-1]
+    assert "MLflow at http://127.0.0.1:9 does not answer, tried once" in ended.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("step", [step.__name__ for step in commands.STEPS])

@@ -1,0 +1,219 @@
+"""Back to the version before, in a real Triton and on a real MLflow server, also when that goes away half-way."""
+
+import uuid
+
+import pytest
+from serving_parts import VERSIONS, answer, overrides, ready, run_of
+
+from tasks.errors import StepFailed
+from tasks.promotion import hold, registry
+from tasks.serving import repository, rollback, swap
+
+
+@pytest.fixture
+def config(config, mlflow_server):
+    """On a server that all tests share, a registered model that only this test knows, with the versions as they are."""
+    name = f"toxic-{uuid.uuid4().hex[:8]}"
+    changed = {"tracking_uri": mlflow_server.uri, "registered_model": name, "attempts": 2, "backoff_s": 0}
+    config = config.model_copy(update={"mlflow": config.mlflow.model_copy(update=changed)})
+    registry.ensure_model(config)
+    for number in VERSIONS:
+        tags = {"run_id": run_of(config.workspace, number).id, "gate": "passed"}
+        created = registry.client(config).create_model_version(name, "test:///nowhere", tags=tags)
+        assert int(created.version) == number
+    return config
+
+
+def roll_back(config, who="ann", why="too strict") -> dict:
+    return rollback.run(overrides(config), who, why, "configs", "config")
+
+
+def aliases(config) -> dict:
+    return {name: registry.alias(config, name) for name in ("champion", "previous")}
+
+
+def in_service(config) -> int:
+    """The version that answers, which alone is loaded, and that a server which starts now would serve."""
+    version = answer(config)["version"]
+    assert ready(config) == [version] == [repository.served(repository.live(config))]
+    return version
+
+
+def test_a_rollback_of_a_rollback_goes_further_back_until_nothing_is_left(config, live, promote):
+    with pytest.raises(StepFailed, match="no version is in service, so there is nothing to roll back"):
+        roll_back(config)
+    for number in VERSIONS:
+        promote(number)
+    assert aliases(config) == {"champion": 3, "previous": 2}
+    tags = registry.tags(config, 2)
+    assert tags["verdict"] == "promoted" and tags["replaced_by"] == "3" and tags["replaced_at"] > tags["served_at"]
+
+    registry.set_alias(config, "approved", 3)
+    undone = roll_back(config)
+    assert registry.alias(config, "approved") is None  # or a release would bring the bad version back
+    assert (undone["served_version"], undone["rolled_back_version"]) == (2, 3)
+    assert in_service(config) == 2
+    assert aliases(config) == {"champion": 2, "previous": 1}
+    tags = registry.tags(config, 3)
+    assert (tags["rolled_back_by"], tags["rolled_back_because"]) == ("ann", "too strict")
+    assert registry.hold(config) == "version 3 was rolled back by ann: too strict"
+
+    assert roll_back(config, "bo", "misses threats")["served_version"] == 1
+    assert in_service(config) == 1
+    assert aliases(config) == {"champion": 1, "previous": None}
+    assert registry.hold(config) == "version 2 was rolled back by bo: misses threats"
+
+    left = "no version served before 1 that is not tagged as rolled back: trigger toxicity_release"
+    with pytest.raises(StepFailed, match=left):
+        roll_back(config)
+    assert in_service(config) == 1 and aliases(config) == {"champion": 1, "previous": None}
+    assert "rolled_back_at" not in registry.tags(config, 1)
+
+    hold.run(overrides(config), True, "cy", "the labels are mended", "configs", "config")
+    assert registry.hold(config) is None
+
+    # A person releases what was rolled back: it is good again, and what was bad beside it is not.
+    promote(3, release=True)
+    assert in_service(config) == 3 and aliases(config) == {"champion": 3, "previous": 1}
+    assert registry.hold(config) is None
+    assert roll_back(config)["served_version"] == 1
+
+
+def test_releasing_the_previous_version_is_a_rollback_too(config, live, promote):
+    promote(1)
+    registry.set_alias(config, "approved", 3)
+    promote(2)
+    assert registry.alias(config, "approved") == 3
+    registry.set_alias(config, "approved", 1)
+    promote(1, release=True)
+    assert registry.alias(config, "approved") is None  # the wish is fulfilled
+    assert in_service(config) == 1 and aliases(config) == {"champion": 1, "previous": None}
+    tags = registry.tags(config, 2)
+    assert (tags["rolled_back_by"], tags["rolled_back_because"]) == ("ann", "as agreed")
+    assert registry.hold(config) == "version 2 was rolled back by ann: as agreed"
+
+
+def test_a_version_that_is_no_longer_whole_on_disk_is_named_with_the_way_out(config, live, promote):
+    promote(1)
+    promote(2)
+    engine = repository.folder(repository.live(config), repository.CLASSIFIER, 1) / "model.onnx"
+    content = engine.read_bytes()
+    engine.unlink()  # it is a second name of the file that was built
+    engine.write_bytes(content[:-1])
+    with pytest.raises(StepFailed, match="has SHA-256 .* or trigger toxicity_release for version 1"):
+        roll_back(config)
+    repository.remove(repository.live(config), 1)
+    with pytest.raises(StepFailed, match="version 1 served before 2, but .* no longer keeps it: trigger toxicity_rel"):
+        roll_back(config)
+    assert in_service(config) == 2 and aliases(config) == {"champion": 2, "previous": 1}
+    assert registry.hold(config) is None
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed(*arguments):
+    raise Killed
+
+
+def test_a_rollback_that_was_killed_is_finished_and_not_followed_by_a_second(config, live, promote, monkeypatch):
+    for number in VERSIONS:
+        promote(number)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(swap, "finish", killed)
+        roll_back(config)
+    assert registry.hold(config) is None  # not yet
+    assert roll_back(config) == {
+        "step": "rollback",
+        "served_version": 2,
+        "rolled_back_version": 3,
+        "swap_seconds": None,
+    }
+    assert in_service(config) == 2 and aliases(config) == {"champion": 2, "previous": 1}
+    assert "rolled_back_at" in registry.tags(config, 3) and "rolled_back_at" not in registry.tags(config, 2)
+    assert registry.hold(config) == "version 3 was rolled back by ann: too strict"
+
+
+def killing(server, function, calls=1):
+    """The function, before whose `calls`-th call the MLflow server is killed."""
+    called = []
+
+    def first(*arguments, **named):
+        called.append(arguments)
+        if len(called) == calls:
+            server.kill()
+        return function(*arguments, **named)
+
+    return first
+
+
+AWAY = "MLflow at http://127.0.0.1:[0-9]+ does not answer, tried 2 times .*refused"
+
+
+def test_a_registry_that_is_away_leaves_service_alone(config, live, promote, mlflow_server):
+    promote(1)
+    promote(2)
+    mlflow_server.kill()
+    try:
+        with pytest.raises(StepFailed, match=AWAY):
+            swap.run(config, run_of(config.workspace, 2))
+        with pytest.raises(StepFailed, match=AWAY):
+            roll_back(config)
+        assert in_service(config) == 2 and not swap.journal_file(config).exists()
+    finally:
+        mlflow_server.start()
+    assert aliases(config) == {"champion": 2, "previous": 1}
+    assert roll_back(config)["served_version"] == 1
+
+
+# What the server does not hear of any more; and the version that serves until the next start.
+MOMENTS = {
+    "both aliases": ("set_alias", 1, 1),
+    "champion": ("set_alias", 2, 1),
+    "all tags": ("tag", 1, 2),
+    "the second tag": ("tag", 2, 2),
+    "the history": ("history", 1, 2),
+}
+
+
+@pytest.mark.parametrize("mlflow_server", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_registry_that_goes_away_in_a_swap_is_made_good_by_the_next_start(
+    config, live, promote, mlflow_server, monkeypatch, moment
+):
+    call, count, serves = MOMENTS[moment]
+    promote(1)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(registry, call, killing(mlflow_server, getattr(registry, call), count))
+            said = (
+                "version 2 is not put into service, 1 serves as before: " if serves == 1 else "version 2 is in service"
+            )
+            with pytest.raises(StepFailed, match=f"{said}.*{AWAY}"):
+                promote(2)
+        assert answer(config)["version"] == serves
+        assert swap.journal_file(config).exists()
+    finally:
+        mlflow_server.start()
+    promote(2)
+    assert in_service(config) == 2 and aliases(config) == {"champion": 2, "previous": 1}
+    assert registry.tags(config, 2)["verdict"] == "promoted" and registry.history(config) == [2, 1]
+    assert not swap.journal_file(config).exists()
+
+
+def test_a_registry_that_goes_away_in_a_rollback_is_made_good_by_the_next(
+    config, live, promote, mlflow_server, monkeypatch
+):
+    for number in VERSIONS:
+        promote(number)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(registry, "set_hold", killing(mlflow_server, registry.set_hold))
+            with pytest.raises(StepFailed, match=f"version 2 is in service, but .*run the same command again: {AWAY}"):
+                roll_back(config)
+    finally:
+        mlflow_server.start()
+    assert roll_back(config)["served_version"] == 2
+    assert in_service(config) == 2 and aliases(config) == {"champion": 2, "previous": 1}
+    assert registry.hold(config) == "version 3 was rolled back by ann: too strict"
