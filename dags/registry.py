@@ -40,6 +40,18 @@ def version_page(version: int) -> str:
     return page(f"models/{model_name()}/versions/{version}")
 
 
+def report_page(mlflow_run: str) -> str:
+    """The report among the artifacts of a version's MLflow run; the run itself if the registry does not answer."""
+    try:
+        with client() as mlflow:
+            found = content(mlflow.get("runs/get", params={"run_id": mlflow_run}))
+    except httpx.HTTPError:
+        found = None
+    if found is None:
+        return page(f"runs/{mlflow_run}")
+    return page(f"experiments/{found['run']['info']['experiment_id']}/runs/{mlflow_run}/artifacts/report.html")
+
+
 # Reading --------------------------------------------------------------------------------------------------------------
 
 

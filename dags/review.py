@@ -87,7 +87,7 @@ def body(folder: Path) -> str:
         f"Version **{version}** passed the gate"
         + (f", with {len(warnings)} warnings. " if len(warnings) > 1 else ", with a warning. " if warnings else ". ")
         + (f"Version **{champion}** is in service now." if champion else "Nothing is in service yet."),
-        f"[The report]({report_page(train['mlflow_run'])}) · [Version {version} in MLflow]"
+        f"[The report]({registry.report_page(train['mlflow_run'])}) · [Version {version} in MLflow]"
         f"({registry.version_page(version)})",
         *([f"**Held**: {gate['hold']}. Automatic promotion waits for a person."] if gate["hold"] else []),
         *(["**Warnings**\n\n" + "\n".join(f"- {sentence}" for sentence in warnings)] if warnings else []),
@@ -103,11 +103,6 @@ def body(folder: Path) -> str:
         f"The report is also in the workspace: `{folder / 'report.html'}`",
     ]
     return "\n\n".join(lines)
-
-
-def report_page(mlflow_run: str) -> str:
-    """The report among the artifacts of the version's MLflow run."""
-    return registry.page(f"runs/{mlflow_run}/artifacts/report.html")
 
 
 def check_row(check: dict) -> list[str]:

@@ -47,7 +47,7 @@ def chosen_version(context: Context) -> int:
     doc_md="Which version is meant, who wants it and why. An alias is looked up once: it may move while this runs.",
 )
 def choose(**context) -> dict:
-    wanted, dag_run = str(context["params"]["version"]), context["dag_run"]
+    wanted, dag_run = context["params"]["version"], context["dag_run"]
     aliases = registry.aliases()
     version = int(wanted) if wanted.isdigit() else aliases.get(wanted)
     if version is None and dag_run.run_type == "asset_triggered":
@@ -113,8 +113,7 @@ with DAG(
     params={
         "version": Param(
             registry.APPROVED,
-            type=["string", "integer"],
-            minimum=1,
+            type="string",
             pattern=r"^([1-9][0-9]{0,8}|[A-Za-z][A-Za-z0-9_-]{0,254})$",
             title="Version or alias",
             description="The version's number in the MLflow registry, or an alias: challenger, approved, previous …",
