@@ -12,10 +12,9 @@ import httpx
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-APPROVED, CHAMPION, PREVIOUS = "approved", "champion", "previous"
+APPROVED = "approved"
 # A reviewer in MLflow may say who and why by tags of the version: MLflow itself keeps no record of who sets an alias.
 APPROVED_BY, APPROVED_WHY = "approved_by", "approved_why"
-ROLLED_BACK_BY = "rolled_back_by"
 TIMEOUT_S = 10
 UNKNOWN = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}  # what MLflow answers about what isn't there
 
@@ -97,25 +96,11 @@ def delete_alias(alias: str) -> None:
     content(answer)
 
 
-def tag(version: int, **values: str) -> None:
-    with client() as mlflow:
-        for key, value in values.items():
-            named = {"name": model_name(), "version": str(version), "key": key, "value": value}
-            mlflow.post("model-versions/set-tag", json=named).raise_for_status()
-
-
 def delete_tags(version: int, *keys: str) -> None:
     with client() as mlflow:
         for key in keys:
             named = {"name": model_name(), "version": str(version), "key": key}
             content(mlflow.request("DELETE", "model-versions/delete-tag", json=named))
-
-
-def hold(reason: str) -> None:
-    """Until a person clears it, `auto` acts as `review`."""
-    with client() as mlflow:
-        named = {"name": model_name(), "key": "hold", "value": reason}
-        mlflow.post("registered-models/set-tag", json=named).raise_for_status()
 
 
 def client() -> httpx.Client:

@@ -13,6 +13,7 @@ from dags.notices import AwaitsReview
 from dags.steps import run_folder
 
 APPROVE, REJECT = "Approve", "Reject"
+TIMED_OUT = "timed_out"  # the reason by which `decide` knows that nobody has spoken
 FIGURES = {"f1_toxic": "F1 toxic", "f1_types": "F1 types"}
 LANGUAGES = {"en": "English", "ru": "Russian"}
 
@@ -43,7 +44,7 @@ class ReviewOperator(HITLOperator):
     """Asks in the Airflow UI under `promotion.mode=review`; answers by itself under `auto` and `never`.
 
     A hold in the registry, which a rollback sets, makes `auto` ask too. Its XCom is the decision that the step
-    `decide` records: `{"decision": "approve" | "reject" | "timed_out", "reviewer": str, "reason": str}`.
+    `decide` records: `{"decision": "approve" | "reject", "reviewer": str, "reason": str}`.
     """
 
     def execute(self, context: Context):
@@ -63,7 +64,7 @@ class ReviewOperator(HITLOperator):
     def execute_complete(self, context: Context, event: dict) -> dict:
         answer = super().execute_complete(context, event)
         if event.get("timedout"):
-            return decision("timed_out", "nobody", "no answer in time")
+            return decision("reject", "nobody", TIMED_OUT)
         chosen = "approve" if answer["chosen_options"] == [APPROVE] else "reject"
         user = answer["responded_by_user"] or {}
         return decision(chosen, user.get("name") or "unknown", answer["params_input"].get("reason") or "")
@@ -89,6 +90,11 @@ def body(folder: Path) -> str:
         + (f"Version **{champion}** is in service now." if champion else "Nothing is in service yet."),
         f"[The report]({registry.report_page(train['mlflow_run'])}) · [Version {version} in MLflow]"
         f"({registry.version_page(version)})",
+        *(
+            [f"**Limits were changed** by {gate['overridden_by']}: {gate['overridden_why']}"]
+            if gate.get("overrides")
+            else []
+        ),
         *([f"**Held**: {gate['hold']}. Automatic promotion waits for a person."] if gate["hold"] else []),
         *(["**Warnings**\n\n" + "\n".join(f"- {sentence}" for sentence in warnings)] if warnings else []),
         table(["On the same test messages", "New", "Champion", "Baseline"], comparison(evaluate)),

@@ -281,6 +281,7 @@ def environment(context: Context, review: Review | None = None, version: Version
         "TOXIC_RUN_ID": run_slug(dag_run.dag_id, dag_run.run_id),
         "TOXIC_OVERRIDES": json.dumps(overrides_of(params)),
         "TOXIC_DAG_RUN_URL": run_url(dag_run.dag_id, dag_run.run_id),
+        "TOXIC_TRIGGERED_BY": dag_run.triggering_user_name or "",
     }
     if review is not None:
         variables["TOXIC_REVIEW"] = json.dumps(review(context))

@@ -4,7 +4,7 @@ The version goes the same way as a freshly trained one, through the second serve
 """
 
 import os
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from functools import partial
 
 from airflow.sdk import DAG, Context, Param, chain, task
@@ -25,8 +25,7 @@ into the live one. If any task fails, the version that served before goes on ser
 
 - **choose** looks up the version; what does not exist ends here. *Skipped*: the alias `approved` is gone again.
 - **decide** … **swap** are the steps of a retraining. Whoever triggered the release, or set the alias, is recorded.
-- **settle** removes the alias `approved` when all is over, well or not, so that it can be set again. After a release of
-  `previous` it tags the version that was replaced, and holds automatic promotion.
+- **settle** removes the alias `approved` when all is over, well or not, so that it can be set again.
 """
 
 
@@ -58,11 +57,7 @@ def choose(**context) -> dict:
     tags = registry.tags(version)
     if tags is None:
         raise AirflowFailException(f"{registry.model_name()} has no version {version}: see {registry.server()}")
-    if wanted == registry.PREVIOUS and registry.ROLLED_BACK_BY in tags:
-        raise AirflowFailException(
-            f"version {version}, which `previous` names, was rolled back itself: name the version that shall serve"
-        )
-    return {"version": version, "champion": aliases.get(registry.CHAMPION), **wish(context, tags)}
+    return {"version": version, **wish(context, tags)}
 
 
 def wish(context: Context, tags: dict) -> dict:
@@ -84,22 +79,16 @@ def wish(context: Context, tags: dict) -> dict:
     retry_delay=timedelta(seconds=30),
     retry_exponential_backoff=True,
     execution_timeout=timedelta(minutes=5),
-    doc_md="Removes the alias `approved` of this version, however the release ended. After a release of `previous` it "
-    "tags the version that was replaced and holds automatic promotion.",
+    doc_md="Removes the alias `approved` of this version, however the release ended, so that it can be set again.",
 )
 def settle(**context) -> None:
-    chosen = context["ti"].xcom_pull(task_ids="choose")
-    version, replaced, aliases = chosen["version"], chosen["champion"], registry.aliases()
-    if aliases.get(registry.APPROVED) == version:  # else it is a newer wish already
-        registry.delete_alias(registry.APPROVED)
+    version, approved = chosen_version(context), registry.aliases().get(registry.APPROVED)
     registry.delete_tags(version, registry.APPROVED_BY, registry.APPROVED_WHY)
+    if approved not in (version, None):
+        return  # a newer wish, which its own release will end
+    if approved == version:
+        registry.delete_alias(registry.APPROVED)
     context["asset_state_store"][APPROVAL].delete(TOLD)
-    went_back = context["params"]["version"] == registry.PREVIOUS and aliases.get(registry.CHAMPION) == version
-    if went_back and replaced not in (None, version):
-        who, why = chosen["reviewer"], chosen["reason"]
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        registry.hold(f"version {replaced} was rolled back by {who}: {why}")
-        registry.tag(replaced, rolled_back_by=who, rolled_back_because=why, rolled_back_at=now)
 
 
 with DAG(

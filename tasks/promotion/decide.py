@@ -13,8 +13,6 @@ from tasks.run import Run
 
 log = logging.getLogger(__name__)
 
-VERDICTS = {"reject": "rejected", "timed_out": "timed_out"}  # final: the same data is not retrained into service
-
 
 def run(config: Config, run: Run, decision=None, reviewer=None, reason=None) -> dict:
     """Takes the decision of a person (the arguments, or TOXIC_REVIEW from the review task), else that of the mode.
@@ -47,8 +45,8 @@ def run(config: Config, run: Run, decision=None, reviewer=None, reason=None) -> 
         decided_why=review["reason"],
     )
     log.info("version %d: %s by %s (%s)", version, review["decision"], review["reviewer"], review["reason"])
-    if review["decision"] in VERDICTS:
-        registry.tag(config, version, verdict=VERDICTS[review["decision"]])
+    if review["decision"] == "reject":
+        registry.tag(config, version, verdict="rejected")
         raise Skip(f"version {version} was rejected by {review['reviewer']}: {review['reason']}", **result)
     return result
 
@@ -68,8 +66,6 @@ def from_environment() -> dict | None:
         return None
     try:
         review = json.loads(text)
-        if review["decision"] == "timed_out":
-            return {key: review[key] for key in ("decision", "reviewer", "reason")}
         return by_person(review["decision"], review["reviewer"], review["reason"])
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"TOXIC_REVIEW={text!r} is not a JSON object with decision, reviewer and reason") from None
