@@ -13,7 +13,6 @@ import asyncio
 import logging
 import os
 
-import httpx
 from airflow.sdk import Asset, AssetWatcher
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
@@ -40,6 +39,7 @@ class ApprovalTrigger(BaseEventTrigger):
         return "dags.approvals.ApprovalTrigger", {"poll_s": self.poll_s}
 
     async def run(self):
+        failed = None
         while True:
             try:
                 version, told = await registry.approved_version(), await self.asset_state_store.aget(TOLD)
@@ -50,8 +50,12 @@ class ApprovalTrigger(BaseEventTrigger):
                     yield TriggerEvent({"version": version})
                     await asyncio.sleep(SETTLE_S)  # what is remembered must have been saved
                     await self.asset_state_store.aset(TOLD, version)
-            except (httpx.HTTPError, ValueError, KeyError) as error:
-                log.warning("the registry at %s: %s: %s", registry.server(), type(error).__name__, error)
+                failed = None
+            except Exception as error:  # whatever it is, the watch goes on; a long outage is one line in the log
+                if failed != (failed := f"{type(error).__name__}: {error}"):
+                    log.warning(
+                        "the registry at %s, or Airflow's memory, does not answer: %s", registry.server(), failed
+                    )
             await asyncio.sleep(self.poll_s)
 
 

@@ -100,7 +100,8 @@ def deliver(connection_id: str, message: Message) -> None:
         to = connection.extra_dejson.get("to")
         if not to:
             raise ValueError('the connection\'s extra lacks {"to": "who@example.org"}')
-        page = f'<p>{html.escape(message.text)}</p><p><a href="{html.escape(message.url)}">{message.url}</a></p>'
+        text, url = html.escape(message.text), html.escape(message.url)
+        page = f'<p>{text}</p><p><a href="{url}">{url}</a></p>'
         subject = " ".join(message.subject.split())
         SmtpNotifier(smtp_conn_id=connection_id, to=to, subject=subject, html_content=page).notify({})
     elif connection.conn_type == "slackwebhook":

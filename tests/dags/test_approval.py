@@ -30,11 +30,13 @@ def airflow(place, mlflow_server, tmp_path_factory):
         parts = [make(place) for name, make in services.SERVICES.items() if name.startswith("airflow-")]
         for part in parts:
             services.launch(place, part)
-        services.wait_until_healthy(place, parts, say=lambda _: None)
+        services.wait_until_healthy(place, list(parts), say=lambda _: None)
         api = demo.Airflow(place)
         api.steps = folder
         until(lambda: api.http.get("/api/v2/dags/toxicity_release").status_code == 200)
         yield api
+        for part in parts:  # it must not watch the registry of the tests that follow
+            kill(place, part.name)
 
 
 def kill(place, name):
