@@ -1,7 +1,6 @@
 """The review: a person says yes or no to a version that passed the gate, or the configuration says it for them."""
 
 import json
-import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,9 +8,12 @@ import yaml
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Context, Param
 
+from dags import registry
+from dags.notices import AwaitsReview
 from dags.steps import run_folder
 
 APPROVE, REJECT = "Approve", "Reject"
+TIMED_OUT = "timed_out"  # the reason by which `decide` knows that nobody has spoken
 FIGURES = {"f1_toxic": "F1 toxic", "f1_types": "F1 types"}
 LANGUAGES = {"en": "English", "ru": "Russian"}
 
@@ -19,12 +21,11 @@ LANGUAGES = {"en": "English", "ru": "Russian"}
 def review_task() -> "ReviewOperator":
     return ReviewOperator(
         task_id="review",
-        doc_md="Waits for a person under `promotion: review`, up to 72 hours; no answer is a no. Under `auto` and "
-        "`never` it answers at once. A hold in the registry, set by a rollback, makes `auto` wait too.",
+        doc_md="Waits for a person under `promotion: review`, up to `promotion.review_hours`; no answer is a no. Under "
+        "`auto` and `never` it answers at once. A hold in the registry, set by a rollback, makes `auto` wait too.",
         subject="Put the new toxicity model into service?",
         options=[APPROVE, REJECT],
         defaults=REJECT,
-        response_timeout=timedelta(hours=72),
         params={
             "reason": Param(
                 None,
@@ -33,6 +34,7 @@ def review_task() -> "ReviewOperator":
                 description="Why, in a sentence. It is kept in the registry with your name.",
             )
         },
+        notifiers=AwaitsReview(),
         retries=2,  # asks again
         retry_delay=timedelta(seconds=30),
     )
@@ -48,19 +50,21 @@ class ReviewOperator(HITLOperator):
     def execute(self, context: Context):
         dag_run = context["dag_run"]
         folder = run_folder(dag_run.dag_id, dag_run.run_id)
-        gate, mode = read_json(folder / "gate.json"), read_config(folder)["promotion"]["mode"]
+        gate, promotion = read_json(folder / "gate.json"), read_config(folder)["promotion"]
+        mode = promotion["mode"]
         if mode == "never":
             return decision("reject", "auto", "promotion.mode is never: the version stays in the registry")
         if mode == "auto" and not gate["hold"]:
             return decision("approve", "auto", "promotion.mode is auto and the gate was passed")
         self.subject = f"Put version {gate['version']} of the toxicity model into service?"
         self.body = body(folder)
+        self.response_timeout = timedelta(hours=promotion["review_hours"])
         return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict) -> dict:
         answer = super().execute_complete(context, event)
         if event.get("timedout"):
-            return decision("reject", "nobody", "timed out")
+            return decision("reject", "nobody", TIMED_OUT)
         chosen = "approve" if answer["chosen_options"] == [APPROVE] else "reject"
         user = answer["responded_by_user"] or {}
         return decision(chosen, user.get("name") or "unknown", answer["params_input"].get("reason") or "")
@@ -77,31 +81,37 @@ def answer_of_review(context: Context) -> dict:
 
 def body(folder: Path) -> str:
     """What a reviewer needs, as Markdown, from the results in the run folder."""
-    gate, evaluate = read_json(folder / "gate.json"), read_json(folder / "evaluate.json")
-    mlflow = read_config(folder)["mlflow"]
-    version, champion = gate["version"], gate["champion"]
-    # Inside a network of containers the server has another address than in the reviewer's browser.
-    registry = os.environ.get("TOXIC_MLFLOW_URL") or mlflow["tracking_uri"]
+    gate, evaluate, train = (read_json(folder / f"{step}.json") for step in ("gate", "evaluate", "train"))
+    version, champion, hours = gate["version"], gate["champion"], read_config(folder)["promotion"]["review_hours"]
+    warnings = [check["sentence"] for check in gate["checks"] if check["passed"] is False]  # what binds was passed
     lines = [
-        f"Version **{version}** passed the gate. "
+        f"Version **{version}** passed the gate"
+        + (f", with {len(warnings)} warnings. " if len(warnings) > 1 else ", with a warning. " if warnings else ". ")
         + (f"Version **{champion}** is in service now." if champion else "Nothing is in service yet."),
+        f"[The report]({registry.report_page(train['mlflow_run'])}) · [Version {version} in MLflow]"
+        f"({registry.version_page(version)})",
+        *(
+            [f"**Limits were changed** by {gate['overridden_by']}: {gate['overridden_why']}"]
+            if gate.get("overrides")
+            else []
+        ),
         *([f"**Held**: {gate['hold']}. Automatic promotion waits for a person."] if gate["hold"] else []),
-        table(["Check", "Measured", "Required", "Verdict"], [check_row(check) for check in gate["checks"]]),
+        *(["**Warnings**\n\n" + "\n".join(f"- {sentence}" for sentence in warnings)] if warnings else []),
         table(["On the same test messages", "New", "Champion", "Baseline"], comparison(evaluate)),
         table(
             ["What the new one gains, with 95 % interval", "Over the champion", "Over the baseline"], gains(evaluate)
         ),
-        f"Report with slices, examples and plots: `{folder / 'report.html'}`",
-        f"[Version {version} in MLflow]({registry}/#/models/{mlflow['registered_model']}/versions/{version})",
+        table(["Check", "Measured", "Required", "Verdict"], [check_row(check) for check in gate["checks"]]),
         f"**{APPROVE}** exports the model, proves it in a second Triton server, then swaps it into the live one; a "
         f"failure on the way leaves {f'version {champion}' if champion else 'the server'} as it is. **{REJECT}**, or "
-        "no answer within 72 hours, leaves the version in the registry.",
+        f"no answer within {hours:g} hours, leaves the version in the registry; `toxicity_release` can still put it "
+        "into service.",
+        f"The report is also in the workspace: `{folder / 'report.html'}`",
     ]
     return "\n\n".join(lines)
 
 
 def check_row(check: dict) -> list[str]:
-    # What binds is not missed here: the gate was passed.
     verdict = {True: "passed", False: "missed, only a warning", None: "nothing to compare with"}[check["passed"]]
     required = "–" if check["limit"] is None else f"{check['comparison']} {number(check['limit'])}"
     return [check["title"], number(check["value"]), required, verdict]

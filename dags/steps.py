@@ -32,6 +32,9 @@ WORKSPACE_IN_CONTAINER = "/workspace"
 PASSED_TO_CONTAINERS = ("MLFLOW_TRACKING_URI", "TRITON_URL", "OMP_NUM_THREADS")
 SECRETS = ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY", "HF_TOKEN")
 
+Review = Callable[[Context], dict]
+Version = Callable[[Context], int]
+
 
 @dataclass(frozen=True)
 class Step:
@@ -163,7 +166,9 @@ def step_task(name: str, **arguments) -> BaseOperator:
 
     Args:
         name: a key of STEPS; it becomes the task's id.
-        arguments: `review=`, for the step `decide`; else what every Airflow operator takes.
+        arguments: `review=`, a function of the context that returns what the step `decide` records; `version=`, one
+            that returns the registry version that the run is about, if it is not the one it trains; else what every
+            Airflow operator takes.
     """
     step = STEPS[name]
     operator = {"process": ProcessStep, "docker": DockerStep}[os.environ.get("TOXIC_RUNNER", "process")]
@@ -183,15 +188,15 @@ def step_task(name: str, **arguments) -> BaseOperator:
 class ProcessStep(BaseOperator):
     """Runs a step as a child process of the Airflow worker, in the tasks' own Python environment."""
 
-    def __init__(self, *, step: Step, review: Callable[[Context], dict] | None = None, **kwargs):
+    def __init__(self, *, step: Step, review: Review | None = None, version: Version | None = None, **kwargs):
         super().__init__(**kwargs)
-        self.step, self.review, self.hook = step, review, SubprocessHook()
+        self.step, self.review, self.version, self.hook = step, review, version, SubprocessHook()
 
     def execute(self, context: Context):
         python = os.environ.get("TOXIC_PYTHON") or str(ROOT / ".venv/tasks/bin/python")
         result = self.hook.run_command(
             [python, "commands.py", *self.step.command],
-            env={**os.environ, **environment(self.step, context, self.review)},
+            env={**os.environ, **environment(context, self.review, self.version)},
             cwd=str(ROOT),
         )
         if result.exit_code != 0:
@@ -210,7 +215,7 @@ class ProcessStep(BaseOperator):
 class DockerStep(DockerOperator):
     """Runs a step in a container of its image, with the workspace volume, and the GPU if the step needs it."""
 
-    def __init__(self, *, step: Step, review: Callable[[Context], dict] | None = None, **kwargs):
+    def __init__(self, *, step: Step, review: Review | None = None, version: Version | None = None, **kwargs):
         images = {
             "trainer": os.environ.get("TOXIC_TRAINER_IMAGE", "toxic-trainer"),
             "triton": os.environ.get("TOXIC_TRITON_IMAGE", "toxic-triton"),
@@ -234,11 +239,11 @@ class DockerStep(DockerOperator):
             **(for_gpu if step.gpu else {}),
             **kwargs,
         )
-        self.step, self.review = step, review
+        self.step, self.review, self.version = step, review, version
 
     def execute(self, context: Context):
         # Here and not in the constructor: `environment` is a template, and what a person typed must not become one.
-        self.environment = {**self.environment, **environment(self.step, context, self.review)}
+        self.environment = {**self.environment, **environment(context, self.review, self.version)}
         try:
             return result_of(super().execute(context))
         except (DockerContainerFailedException, DockerContainerFailedSkipException) as error:
@@ -267,14 +272,16 @@ def result_of(last_line: str | None) -> dict | None:
         return None
 
 
-def environment(step: Step, context: Context, review: Callable[[Context], dict] | None = None) -> dict[str, str]:
-    """What the step learns from its DAG run, as environment variables."""
-    dag_run = context["dag_run"]
-    base_url = conf.get("api", "base_url", fallback="").rstrip("/")
+def environment(context: Context, review: Review | None = None, version: Version | None = None) -> dict[str, str]:
+    """What a step learns from its DAG run, as environment variables."""
+    dag_run, params = context["dag_run"], dict(context["params"])
+    if version is not None:
+        params["version"] = version(context)
     variables = {
         "TOXIC_RUN_ID": run_slug(dag_run.dag_id, dag_run.run_id),
-        "TOXIC_OVERRIDES": json.dumps(overrides_of(dict(context["params"]))),
-        "TOXIC_DAG_RUN_URL": f"{base_url}/dags/{quote(dag_run.dag_id)}/runs/{quote(dag_run.run_id, safe='')}",
+        "TOXIC_OVERRIDES": json.dumps(overrides_of(params)),
+        "TOXIC_DAG_RUN_URL": run_url(dag_run.dag_id, dag_run.run_id),
+        "TOXIC_TRIGGERED_BY": dag_run.triggering_user_name or "",
     }
     if review is not None:
         variables["TOXIC_REVIEW"] = json.dumps(review(context))
@@ -288,6 +295,12 @@ def run_slug(dag_id: str, run_id: str) -> str:
     'weekly-scheduled__2026-11-23T03-00-00-00-00'
     """
     return re.sub(r"[^A-Za-z0-9._-]", "-", f"{dag_id.removeprefix('toxicity_')}-{run_id}")[:200]
+
+
+def run_url(dag_id: str, run_id: str) -> str:
+    """The page of a DAG run in the Airflow UI."""
+    base_url = conf.get("api", "base_url", fallback="").rstrip("/")
+    return f"{base_url}/dags/{quote(dag_id)}/runs/{quote(run_id, safe='')}"
 
 
 def run_folder(dag_id: str, run_id: str) -> Path:

@@ -4,39 +4,108 @@ The version goes the same way as a freshly trained one, through the second serve
 """
 
 import os
+from datetime import timedelta
+from functools import partial
 
-from airflow.sdk import DAG, Context, Param, chain
+from airflow.sdk import DAG, Context, Param, chain, task
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
+from dags import registry
+from dags.approvals import APPROVAL, TOLD
+from dags.notices import Failure, Swapped
 from dags.review import decision
 from dags.steps import step_task
 
 GRAPH = """
 # Put a registry version into service
 
-Triggered by hand, with the number of a version in the MLflow registry. Nothing is trained: the version is exported,
-proved in a second Triton server and swapped into the live one. Whoever triggers it is recorded as the one who decided.
-If any task fails, the version that served before goes on serving.
+It starts when a reviewer sets the alias `approved` in the MLflow registry, or by hand with a version's number or alias;
+`previous` is the way back. Nothing is trained: the version is exported, proved in a second Triton server and swapped
+into the live one. If any task fails, the version that served before goes on serving.
+
+- **choose** looks up the version; what does not exist ends here. *Skipped*: the alias `approved` is gone again.
+- **decide** … **swap** are the steps of a retraining. Whoever triggered the release, or set the alias, is recorded.
+- **settle** removes the alias `approved` when all is over, well or not, so that it can be set again.
 """
 
 
 def released_by(context: Context) -> dict:
-    """Triggering a release is the decision."""
-    reviewer = context["dag_run"].triggering_user_name or "release"
-    return decision("approve", reviewer, context["params"]["reason"] or "released by hand")
+    """Triggering a release, or setting the alias `approved`, is the decision."""
+    chosen = context["ti"].xcom_pull(task_ids="choose")
+    return decision("approve", chosen["reviewer"], chosen["reason"])
+
+
+def chosen_version(context: Context) -> int:
+    return context["ti"].xcom_pull(task_ids="choose")["version"]
+
+
+@task(
+    retries=3,
+    retry_delay=timedelta(seconds=20),
+    execution_timeout=timedelta(minutes=5),
+    doc_md="Which version is meant, who wants it and why. An alias is looked up once: it may move while this runs.",
+)
+def choose(**context) -> dict:
+    wanted, dag_run = context["params"]["version"], context["dag_run"]
+    aliases = registry.aliases()
+    version = int(wanted) if wanted.isdigit() else aliases.get(wanted)
+    if version is None and dag_run.run_type == "asset_triggered":
+        raise AirflowSkipException("the alias `approved` is gone: released already, or withdrawn")
+    if version is None:
+        known = ", ".join(sorted(aliases)) or "none"
+        raise AirflowFailException(f"no version carries the alias {wanted}: the aliases are {known}")
+    tags = registry.tags(version)
+    if tags is None:
+        raise AirflowFailException(f"{registry.model_name()} has no version {version}: see {registry.server()}")
+    return {"version": version, **wish(context, tags)}
+
+
+def wish(context: Context, tags: dict) -> dict:
+    """Who wants the release and why, as well as Airflow or the registry knows."""
+    if context["dag_run"].run_type == "asset_triggered":
+        return {
+            "reviewer": tags.get(registry.APPROVED_BY, "a reviewer in MLflow"),
+            "reason": tags.get(registry.APPROVED_WHY, "the alias `approved` was set in the registry"),
+        }
+    return {
+        "reviewer": context["dag_run"].triggering_user_name or "release",
+        "reason": context["params"]["reason"] or "none given",
+    }
+
+
+@task(
+    inlets=[APPROVAL],
+    retries=5,
+    retry_delay=timedelta(seconds=30),
+    retry_exponential_backoff=True,
+    execution_timeout=timedelta(minutes=5),
+    doc_md="Removes the alias `approved` of this version, however the release ended, so that it can be set again.",
+)
+def settle(**context) -> None:
+    version, approved = chosen_version(context), registry.aliases().get(registry.APPROVED)
+    registry.delete_tags(version, registry.APPROVED_BY, registry.APPROVED_WHY)
+    if approved not in (version, None):
+        return  # a newer wish, which its own release will end
+    if approved == version:
+        registry.delete_alias(registry.APPROVED)
+    context["asset_state_store"][APPROVAL].delete(TOLD)
 
 
 with DAG(
     dag_id="toxicity_release",
     description="Put a version of the registry into service",
     doc_md=GRAPH,
-    schedule=None,
+    schedule=APPROVAL,
+    is_paused_upon_creation=False,  # it starts only when a person wants it; paused, it would not see the alias
     max_active_runs=1,
+    default_args={"on_failure_callback": Failure()},
     params={
         "version": Param(
-            type="integer",
-            minimum=1,
-            title="Version",
-            description="The version's number in the MLflow registry.",
+            registry.APPROVED,
+            type="string",
+            pattern=r"^([1-9][0-9]{0,8}|[A-Za-z][A-Za-z0-9_-]{0,254})$",
+            title="Version or alias",
+            description="The version's number in the MLflow registry, or an alias: challenger, approved, previous …",
         ),
         "reason": Param(
             None,
@@ -54,10 +123,16 @@ with DAG(
     },
     tags=["toxicity"],
 ) as dag:
+    step = partial(step_task, version=chosen_version)
+    chosen, settled = choose(), settle()
     chain(
-        step_task("decide", review=released_by),
-        step_task("export_onnx"),
-        step_task("build_engine"),
-        step_task("stage"),
-        step_task("swap"),
+        chosen,
+        step("decide", review=released_by),
+        step("export_onnx"),
+        step("build_engine"),
+        step("stage"),
+        step("swap", on_success_callback=Swapped()),
+        settled,
     )
+    # A teardown runs however the release ends, and cannot turn a failed one green.
+    settled.as_teardown(setups=chosen)

@@ -9,6 +9,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, Param, TaskGroup, TriggerRule, chain
 
+from dags.notices import Failure, GateVerdict, Swapped
 from dags.review import answer_of_review, review_task
 from dags.steps import step_task
 
@@ -64,7 +65,7 @@ PARAMS = {
         values_display={
             "config": "as configured (promotion.mode)",
             "auto": "auto: into service if the gate is passed",
-            "review": "review: wait up to 72 hours for a person",
+            "review": "review: wait for a person (promotion.review_hours)",
             "never": "never: only into the registry",
         },
         title="Promotion",
@@ -89,6 +90,7 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     params=PARAMS,
+    default_args={"on_failure_callback": Failure()},
     tags=["toxicity"],
 ) as dag:
     with TaskGroup("data", prefix_group_id=False, tooltip="Fetch, check, clean and split the messages"):
@@ -103,7 +105,7 @@ with DAG(
 
     with TaskGroup("promotion", prefix_group_id=False, tooltip="Is it good enough, and does somebody want it?"):
         register = step_task("register")
-        gate = step_task("gate")
+        gate = step_task("gate", on_success_callback=GateVerdict(), on_skipped_callback=GateVerdict())
         # A gate that was missed is skipped, and just then the report is wanted.
         report = step_task("report", trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
         review = review_task()
@@ -113,7 +115,7 @@ with DAG(
         export_onnx = step_task("export_onnx")
         build_engine = step_task("build_engine")
         stage = step_task("stage")
-        swap = step_task("swap")
+        swap = step_task("swap", on_success_callback=Swapped())
 
     chain(download, validate_raw, prepare, validate_prepared, train, evaluate, register, gate)
     [register, gate] >> report

@@ -14,5 +14,6 @@ COPY dags dags
 COPY tasks tasks
 COPY configs configs
 ENV PATH=/opt/airflow-env/bin:$PATH PYTHONPATH=/app AIRFLOW_HOME=/workspace/airflow \
-    AIRFLOW__CORE__DAGS_FOLDER=/app/dags AIRFLOW__CORE__LOAD_EXAMPLES=false TOXIC_RUNNER=docker
+    AIRFLOW__CORE__DAGS_FOLDER=/app/dags AIRFLOW__CORE__PLUGINS_FOLDER=/app/dags/plugins \
+    AIRFLOW__CORE__LOAD_EXAMPLES=false TOXIC_RUNNER=docker
 USER toxic

@@ -201,6 +201,7 @@ def airflow_environment(at: Place) -> dict[str, str]:
     return {
         "AIRFLOW_HOME": str(at.airflow_home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(ROOT / "dags" / "plugins"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         "AIRFLOW__CORE__PARALLELISM": "4",  # a worker rests up to 5 s after a task; the next one finds another

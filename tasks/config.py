@@ -41,6 +41,7 @@ class MLflow(Section):
 
 class Promotion(Section):
     mode: Literal["auto", "review", "never"]
+    review_hours: float = Field(gt=0)
 
 
 class Release(Section):

@@ -2,48 +2,59 @@
 
 import json
 import os
+import socket
 import stat
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+TASKS_PYTHON = ROOT / ".venv/tasks/bin/python"
 HOME = tempfile.TemporaryDirectory(prefix="toxic-airflow-")
 
 # Airflow reads these when it is imported.
 os.environ.update(
     AIRFLOW_HOME=HOME.name,
     AIRFLOW__CORE__DAGS_FOLDER=str(ROOT / "dags"),
+    AIRFLOW__CORE__PLUGINS_FOLDER=str(ROOT / "dags" / "plugins"),
     AIRFLOW__CORE__LOAD_EXAMPLES="False",
     AIRFLOW__CORE__UNIT_TEST_MODE="False",
     AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{HOME.name}/airflow.db",
     AIRFLOW__LOGGING__LOGGING_LEVEL="WARNING",
     AIRFLOW__API__BASE_URL="http://airflow.example:8088",
 )
-for name in ("TOXIC_RUNNER", "TOXIC_PROFILE", "TOXIC_PYTHON", "TOXIC_WORKSPACE"):
-    os.environ.pop(name, None)
+for name in list(os.environ):
+    if name.startswith(("TOXIC_", "MLFLOW_", "AIRFLOW_CONN_")):
+        del os.environ[name]
 sys.path.insert(0, str(ROOT))
 
 # Stands for a tasks' environment: takes `commands.py STEP`, notes how it was called, answers and ends as it is told.
 STEP = """#!{python}
-import json, os, pathlib, sys
+import json, os, pathlib, sys, time
 name = {{"raw": "validate_raw", "prepared": "validate_prepared"}}.get(sys.argv[-1].split("=")[-1], sys.argv[2])
 plan = json.loads(pathlib.Path(__file__).with_name("plan.json").read_text())
 folder = pathlib.Path(os.environ["TOXIC_WORKSPACE"], "runs", os.environ["TOXIC_RUN_ID"])
 folder.mkdir(parents=True, exist_ok=True)
+while pathlib.Path(__file__).with_name(f"{{name}}.wait").exists():
+    time.sleep(0.1)
 noted = {{key: value for key, value in os.environ.items() if key.startswith("TOXIC_")}}
 note = json.dumps({{"argv": sys.argv[1:], "cwd": os.getcwd(), "environment": noted}})
 with (folder / f"{{name}}.called").open("a") as calls:
     calls.write(note + "\\n")
-for file, text in plan.get("files", {{}}).items():
-    (folder / file).write_text(text)
-code = plan.get("exit", {{}}).get(name, 0)
+(folder / "config.yaml").write_text(plan["config"])
+code, result = plan["exit"].get(name, 0), plan["results"].get(name, {{}})
+why = result.get("reason", f"{{name}} says why")
+if code in (0, 99):
+    result = {{**result, "step": name, "status": "skipped" if code else "done", "reason": why}}
+    (folder / f"{{name}}.json").write_text(json.dumps(result))
 print("a line of log", file=sys.stderr, flush=True)
 print(json.dumps({{"step": name}}), flush=True)
 if code:
-    print(f"{{name}} says why", file=sys.stderr)
+    print(why, file=sys.stderr)
 sys.exit(code)
 """
 
@@ -81,16 +92,102 @@ def workspace(tmp_path, monkeypatch):
 @pytest.fixture
 def steps(tmp_path, workspace, monkeypatch):
     """A function that says how the steps will end, `steps(exit={"gate": 99}, mode="auto")`."""
-    python = tmp_path / "python"
+    python = fake_steps(tmp_path)
+    monkeypatch.setenv("TOXIC_PYTHON", str(python))
+    return lambda **plan: write_plan(tmp_path, **plan)
+
+
+def fake_steps(folder: Path) -> Path:
+    """The program that stands for a tasks' environment; `write_plan` says how its steps end."""
+    python = folder / "python"
     python.write_text(STEP.format(python=sys.executable))
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("TOXIC_PYTHON", str(python))
+    write_plan(folder)
+    return python
 
-    def plan(exit=None, mode="auto", hold=None):
-        (tmp_path / "plan.json").write_text(json.dumps({"exit": exit or {}, "files": results(mode, hold)}))
 
-    plan()
-    return plan
+def write_plan(folder: Path, exit=None, mode="auto", hold=None, review_hours=72) -> None:
+    plan = {
+        "exit": exit or {},
+        "config": f"promotion: {{mode: {mode}, review_hours: {review_hours}}}\n",
+        "results": results(hold, passed=not (exit or {}).get("gate")),
+    }
+    (folder / "plan.json").write_text(json.dumps(plan))
+
+
+@pytest.fixture(scope="session")
+def place():
+    """A workspace with ports of its own, for services that live as long as the tests."""
+    from local import services
+
+    with tempfile.TemporaryDirectory(prefix="toxic-services-") as folder:
+        at = services.Place(Path(folder), {name: free_port() for name in services.PORTS})
+        yield at
+        services.down(at, say=lambda _: None)
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(place):
+    """A real MLflow server, as `make demo` starts it; a function that starts it again."""
+    from local import services
+
+    def start():
+        service = services.mlflow(place)
+        service = replace(service, command=[str(TASKS_PYTHON), *service.command[1:]])
+        services.launch(place, service)
+        return service
+
+    services.wait_until_healthy(place, [start()], say=lambda _: None)
+    return start
+
+
+@pytest.fixture
+def registry(mlflow_server, place, monkeypatch):
+    """The registry without any version, and what a reviewer does there."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place.url("MLFLOW_PORT"))
+    with Registry(place.url("MLFLOW_PORT")) as registry:
+        registry.request("DELETE", "registered-models/delete", json={"name": registry.name})
+        registry.call("registered-models/create", name=registry.name)
+        yield registry
+
+
+class Registry(httpx.Client):
+    """MLflow's REST API as a reviewer's browser uses it."""
+
+    name = "toxic_classificator"
+
+    def __init__(self, server: str):
+        super().__init__(base_url=f"{server}/api/2.0/mlflow/", trust_env=False, timeout=30)
+
+    def call(self, path, **values):
+        return self.post(path, json=values).raise_for_status().json()
+
+    def register(self, **tags) -> int:
+        tags = [{"key": key, "value": value} for key, value in {"gate": "passed", **tags}.items()]
+        made = self.call("model-versions/create", name=self.name, source="s3://bucket/model", tags=tags)
+        return int(made["model_version"]["version"])
+
+    def set_alias(self, alias: str, version: int) -> None:
+        self.call("registered-models/alias", name=self.name, alias=alias, version=str(version))
+
+    def set_tag(self, version: int, key: str, value: str) -> None:
+        self.call("model-versions/set-tag", name=self.name, version=str(version), key=key, value=value)
+
+    def model(self) -> dict:
+        return self.get("registered-models/get", params={"name": self.name}).json()["registered_model"]
+
+    def aliases(self) -> dict[str, int]:
+        return {alias["alias"]: int(alias["version"]) for alias in self.model().get("aliases", [])}
+
+    def tags(self, version: int) -> dict[str, str]:
+        found = self.get("model-versions/get", params={"name": self.name, "version": str(version)}).json()
+        return {tag["key"]: tag["value"] for tag in found["model_version"].get("tags", [])}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def figures(toxic: float, types: float) -> dict:
@@ -104,14 +201,15 @@ def figures(toxic: float, types: float) -> dict:
     }
 
 
-def results(mode="auto", hold=None) -> dict[str, str]:
-    """The files that the review reads in a run folder."""
+def results(hold=None, passed=True) -> dict[str, dict]:
+    """What the steps find, as far as the review and the notices read it."""
+    types = check("F1 types", 0.77 if passed else 0.64, ">=", 0.7, passed, binds=True)
     checks = [
-        {"title": "F1 toxic", "value": 0.9123, "limit": 0.85, "comparison": ">=", "passed": True},
-        {"title": "Calibration error", "value": 0.13, "limit": 0.1, "comparison": "<=", "passed": False},
-        {"title": "F1 types against the champion's", "value": 0.77, "limit": None, "comparison": ">=", "passed": None},
+        check("F1 toxic", 0.9123, ">=", 0.85, True, binds=True),
+        types,
+        check("Calibration error", 0.13, "<=", 0.1, False, binds=False),
+        check("F1 types against the champion's", 0.77, ">=", None, None, binds=True),
     ]
-    mlflow = "mlflow: {tracking_uri: 'http://mlflow.example', registered_model: toxic_classificator}\n"
     evaluate = {
         "challenger": figures(0.9123, 0.77),
         "champion": figures(0.9011, 0.75),
@@ -121,9 +219,18 @@ def results(mode="auto", hold=None) -> dict[str, str]:
             "baseline": {name: {"gain": 0.0323, "interval": [0.02, 0.045]} for name in ("f1_toxic", "f1_types")},
         },
     }
-    gate = {"passed": True, "hold": hold, "version": 7, "champion": 6, "checks": checks}
+    why = {} if passed else {"reason": f"version 7: {types['sentence']}"}
     return {
-        "config.yaml": f"promotion: {{mode: {mode}}}\n{mlflow}",
-        "gate.json": json.dumps(gate),
-        "evaluate.json": json.dumps(evaluate),
+        "train": {"mlflow_run": "0123abcd"},
+        "evaluate": evaluate,
+        "gate": {"passed": passed, "hold": hold, "version": 7, "champion": 6, "checks": checks, **why},
+        "swap": {"served_version": 7, "previous_version": 6},
+    }
+
+
+def check(title, value, comparison, limit, passed, binds) -> dict:
+    sentence = f"{title} {value} should be {comparison} {limit}"
+    return {
+        **{"title": title, "value": value, "limit": limit, "comparison": comparison},
+        **{"passed": passed, "binds": binds, "sentence": sentence},
     }

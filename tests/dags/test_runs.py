@@ -2,7 +2,6 @@
 
 import json
 import time
-from datetime import timedelta
 
 import pytest
 
@@ -126,14 +125,17 @@ def test_a_person_reads_the_figures_and_approves(run, steps):
     assert "version 7" in subject
     assert defaults == ["Reject"]
     assert "| F1 toxic | 0.912 | >= 0.850 | passed |" in body
+    assert "passed the gate, with a warning. Version **6** is in service now" in body
+    assert "**Warnings**\n\n- Calibration error 0.13 should be <= 0.1" in body
     assert "| Calibration error | 0.130 | <= 0.100 | missed, only a warning |" in body
     assert "| F1 types against the champion's | 0.770 | – | nothing to compare with |" in body
     assert "| F1 toxic | 0.912 | 0.901 | 0.880 |" in body
     assert "| F1 toxic, Russian | 0.902 | 0.891 | 0.870 |" in body
     assert "| F1 toxic | +0.011 (-0.004 to +0.025) | +0.032 (+0.020 to +0.045) |" in body
     assert "| F1 types | – | +0.032 (+0.020 to +0.045) |" in body
-    assert "http://mlflow.example/#/models/toxic_classificator/versions/7" in body
-    assert "report.html" in body
+    assert "(http://127.0.0.1:8080/#/models/toxic_classificator/versions/7)" in body
+    assert "[The report](http://127.0.0.1:8080/#/runs/0123abcd" in body
+    assert "no answer within 72 hours" in body
 
 
 def test_a_hold_makes_auto_ask_and_a_rejection_is_passed_on(run, steps):
@@ -149,7 +151,7 @@ def test_a_hold_makes_auto_ask_and_a_rejection_is_passed_on(run, steps):
     assert "rolled back: insults passed" in asked[0][1]
 
 
-def test_no_answer_in_time_is_a_no(run, weekly, steps, monkeypatch):
+def test_no_answer_in_time_is_a_no(run, steps):
     from airflow.jobs.job import Job
     from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
     from airflow.utils.session import create_session
@@ -159,25 +161,85 @@ def test_no_answer_in_time_is_a_no(run, weekly, steps, monkeypatch):
         with create_session() as session:
             SchedulerJobRunner(Job()).check_awaiting_input_timeouts(session=session)
 
-    steps(mode="review", exit={"decide": 99})
-    monkeypatch.setattr(weekly.get_task("review"), "response_timeout", timedelta(seconds=0.1))
+    steps(mode="review", review_hours=0.1 / 3600, exit={"decide": 99})
     state, states, calls = run(meanwhile=sweep)
     assert (state, states["decide"]) == ("success", "skipped")
     assert json.loads(calls["decide"][0]["environment"]["TOXIC_REVIEW"]) == {
         "decision": "reject",
         "reviewer": "nobody",
-        "reason": "timed out",
+        "reason": "timed_out",
     }
 
 
-def test_a_release_is_decided_by_whoever_triggers_it(release, steps, workspace):
-    dag_run = release.test(run_conf={"profile": "demo", "version": 3, "reason": None}, logical_date=None)
-    assert dag_run.state == "success"
-    (file,) = workspace.glob("runs/release-*/decide.called")
-    environment = json.loads(file.read_text())["environment"]
-    assert json.loads(environment["TOXIC_OVERRIDES"]) == ["profile=demo", "release.version=3"]
-    assert json.loads(environment["TOXIC_REVIEW"]) == {
+# Releases -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def released(release, steps, registry, workspace):
+    """A function that runs the release to its end: (state of the run, {task: state}, {step: its environment})."""
+
+    def to_the_end(**conf):
+        # Runs of `test()` share the DAG's parameters: what one leaves out it would find as the one before had it.
+        dag_run = release.test(run_conf={"profile": "demo", "reason": None, **conf}, logical_date=None)
+        states = {task.task_id: task.state for task in dag_run.get_task_instances()}
+        calls = {
+            file.stem: json.loads(file.read_text().splitlines()[-1])["environment"]
+            for file in workspace.glob("runs/release-*/*.called")
+        }
+        return dag_run.state, states, calls
+
+    return to_the_end
+
+
+def test_a_release_by_number_is_decided_by_whoever_triggers_it(released, registry):
+    version = registry.register()
+    state, states, calls = released(version=str(version), reason="it's {{ better }}")
+    assert (state, set(states.values())) == ("success", {"success"})
+    for environment in calls.values():
+        assert json.loads(environment["TOXIC_OVERRIDES"]) == ["profile=demo", f"release.version={version}"]
+    assert json.loads(calls["decide"]["TOXIC_REVIEW"]) == {
         "decision": "approve",
         "reviewer": "dag_test",
-        "reason": "released by hand",
+        "reason": "it's {{ better }}",
     }
+    assert calls["stage"]["TOXIC_TRIGGERED_BY"] == "dag_test"
+
+
+@pytest.mark.parametrize("alias", ["challenger", "previous"])
+def test_a_release_by_alias_means_one_version_from_beginning_to_end(released, registry, alias):
+    version = registry.register()
+    registry.set_alias(alias, version)
+    registry.set_alias("approved", version)  # fulfilled by this release as well
+    state, states, calls = released(version=alias)
+    assert (state, json.loads(calls["swap"]["TOXIC_OVERRIDES"])[-1]) == ("success", f"release.version={version}")
+    assert json.loads(calls["decide"]["TOXIC_REVIEW"])["reason"] == "none given"
+    assert registry.aliases() == {alias: version}
+
+
+@pytest.mark.parametrize("version", ["9", "nobody", "approved"])
+def test_what_the_registry_does_not_know_ends_before_anything_starts(released, registry, version, capfd):
+    registry.set_alias("previous", registry.register())
+    state, states, calls = released(version=version)
+    assert (state, states["choose"], calls) == ("failed", "failed", {})
+    assert states["settle"] == "upstream_failed"
+    why = {
+        "9": "toxic_classificator has no version 9",
+        "nobody": "no version carries the alias nobody: the aliases are previous",
+        "approved": "no version carries the alias approved",
+    }
+    assert why[version] in capfd.readouterr().out
+
+
+def test_a_release_that_is_refused_is_red_and_its_approval_is_used_up(released, registry, steps):
+    version, newer = registry.register(), registry.register()
+    registry.set_alias("approved", version)
+    steps(exit={"decide": 2})
+    state, states, _ = released(version="approved")
+    assert (state, states["decide"], states["swap"], states["settle"]) == (
+        *("failed", "failed", "upstream_failed"),
+        "success",
+    )
+    assert registry.aliases() == {}
+    registry.set_alias("approved", newer)  # a newer wish than the release that ends now
+    released(version=str(version))
+    assert registry.aliases() == {"approved": newer}

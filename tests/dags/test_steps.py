@@ -163,7 +163,7 @@ def test_a_container_that_failed_says_why(docker, monkeypatch, raised, expected)
     """The daemon is the one thing that is stood in for here."""
 
     class DagRun:
-        dag_id, run_id = "toxicity_weekly", "x"
+        dag_id, run_id, triggering_user_name = "toxicity_weekly", "x", None
 
     def fail(self, context):
         assert self.environment["TOXIC_RUN_ID"] == "weekly-x"

@@ -49,8 +49,22 @@ def test_the_report_is_written_whether_the_gate_was_passed_or_not(weekly):
 
 def test_a_release_goes_the_same_way_from_the_decision_on(release):
     order = [task.task_id for task in release.topological_sort()]
-    assert order == ["decide", "export_onnx", "build_engine", "stage", "swap"]
-    assert release.schedule is None
+    assert order == ["choose", "decide", "export_onnx", "build_engine", "stage", "swap", "settle"]
+
+
+def test_a_release_starts_when_the_registry_says_approved_and_nothing_else_hears_of_it(weekly, release):
+    assert release.schedule.name == "toxicity_approval"
+    assert [watcher.trigger.serialize()[0] for watcher in release.schedule.watchers] == [
+        "dags.approvals.ApprovalTrigger"
+    ]
+    assert release.is_paused_upon_creation is False
+    assert not any(task.inlets or task.outlets for task in weekly.tasks)
+
+
+def test_the_end_of_a_release_cannot_turn_it_green(release):
+    settle = release.get_task("settle")
+    assert (settle.is_teardown, settle.on_failure_fail_dagrun) == (True, False)
+    assert release.get_task("choose").is_setup
 
 
 def test_one_retraining_and_one_release_at_a_time_without_catching_up(weekly, release):
@@ -63,9 +77,7 @@ def test_every_task_has_its_limits_and_a_word_for_newcomers(dagbag):
         assert len(dag.doc_md) > 200
         for task in dag.tasks:
             assert task.doc_md
-            if task.task_id == "review":
-                assert task.response_timeout == timedelta(hours=72)
-            else:
+            if task.task_id != "review":  # promotion.review_hours
                 assert timedelta(minutes=5) <= task.execution_timeout <= timedelta(hours=24)
 
 
@@ -112,3 +124,14 @@ def test_a_run_follows_a_run_on_the_next_monday(weekly, monkeypatch):
 def test_a_parameter_of_the_wrong_kind_is_refused(weekly, conf):
     with pytest.raises(ParamValidationError):
         copy.deepcopy(weekly.params).update(conf)
+
+
+@pytest.mark.parametrize("version", [3, "", "0", "1.5", "-1", "two words", "a;b", None, "{{ x }}"])
+def test_a_version_that_is_neither_number_nor_alias_is_refused(release, version):
+    with pytest.raises(ParamValidationError):
+        copy.deepcopy(release.params).update({"version": version})
+
+
+@pytest.mark.parametrize("version", ["3", "challenger", "previous", "approved"])
+def test_a_version_is_a_number_or_an_alias(release, version):
+    copy.deepcopy(release.params).update({"version": version})

@@ -1,0 +1,120 @@
+"""What the DAGs ask of the MLflow registry, over its REST API: Airflow's environment has no MLflow.
+
+The steps do the real work in the registry. Here is what must be known or done without starting one: which version an
+alias names before anything starts, whether a reviewer has set `approved`, and what a release leaves behind at its end.
+"""
+
+import os
+from functools import cache
+from pathlib import Path
+
+import httpx
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+APPROVED = "approved"
+# A reviewer in MLflow may say who and why by tags of the version: MLflow itself keeps no record of who sets an alias.
+APPROVED_BY, APPROVED_WHY = "approved_by", "approved_why"
+TIMEOUT_S = 10
+UNKNOWN = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}  # what MLflow answers about what isn't there
+
+
+def server() -> str:
+    """The registry's address as the DAGs reach it."""
+    return (os.environ.get("MLFLOW_TRACKING_URI") or "http://127.0.0.1:8080").rstrip("/")
+
+
+def page(path: str) -> str:
+    """A page of MLflow for people: inside a network of containers the server has another address than for them."""
+    return f"{(os.environ.get('TOXIC_MLFLOW_URL') or server()).rstrip('/')}/#/{path}"
+
+
+@cache
+def model_name() -> str:
+    config = yaml.safe_load((ROOT / "configs" / "config.yaml").read_text(encoding="utf-8"))
+    return config["mlflow"]["registered_model"]
+
+
+def version_page(version: int) -> str:
+    return page(f"models/{model_name()}/versions/{version}")
+
+
+def report_page(mlflow_run: str) -> str:
+    """The report among the artifacts of a version's MLflow run; the run itself if the registry does not answer."""
+    try:
+        with client() as mlflow:
+            found = content(mlflow.get("runs/get", params={"run_id": mlflow_run}))
+    except httpx.HTTPError:
+        found = None
+    if found is None:
+        return page(f"runs/{mlflow_run}")
+    return page(f"experiments/{found['run']['info']['experiment_id']}/runs/{mlflow_run}/artifacts/report.html")
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+def aliases() -> dict[str, int]:
+    """Which version each alias names.
+
+    Raises:
+        httpx.HTTPError: the registry does not answer.
+    """
+    with client() as mlflow:
+        return aliases_of(mlflow.get("registered-models/get", params={"name": model_name()}))
+
+
+async def approved_version() -> int | None:
+    """The version that a reviewer has approved in the registry, if any; for the triggerer, which must not wait.
+
+    Raises:
+        httpx.HTTPError: the registry does not answer.
+    """
+    async with httpx.AsyncClient(**settings()) as mlflow:
+        return aliases_of(await mlflow.get("registered-models/get", params={"name": model_name()})).get(APPROVED)
+
+
+def aliases_of(answer: httpx.Response) -> dict[str, int]:
+    found = content(answer)
+    named = found["registered_model"].get("aliases", []) if found else []  # no version has been registered yet
+    return {alias["alias"]: int(alias["version"]) for alias in named}
+
+
+def tags(version: int) -> dict[str, str] | None:
+    """The tags of a version; None if there is no such version."""
+    with client() as mlflow:
+        found = content(mlflow.get("model-versions/get", params={"name": model_name(), "version": str(version)}))
+    return found and {tag["key"]: tag["value"] for tag in found["model_version"].get("tags", [])}
+
+
+# Writing --------------------------------------------------------------------------------------------------------------
+
+
+def delete_alias(alias: str) -> None:
+    with client() as mlflow:
+        answer = mlflow.request("DELETE", "registered-models/alias", json={"name": model_name(), "alias": alias})
+    content(answer)
+
+
+def delete_tags(version: int, *keys: str) -> None:
+    with client() as mlflow:
+        for key in keys:
+            named = {"name": model_name(), "version": str(version), "key": key}
+            content(mlflow.request("DELETE", "model-versions/delete-tag", json=named))
+
+
+def client() -> httpx.Client:
+    return httpx.Client(**settings())
+
+
+def settings() -> dict:
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    auth = (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None
+    return {"base_url": f"{server()}/api/2.0/mlflow/", "timeout": TIMEOUT_S, "auth": auth}
+
+
+def content(answer: httpx.Response) -> dict | None:
+    """The answer's JSON; None where MLflow says that there is no such thing."""
+    if answer.status_code in (400, 404) and answer.json().get("error_code") in UNKNOWN:
+        return None
+    return answer.raise_for_status().json()
