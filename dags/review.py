@@ -112,7 +112,7 @@ def body(folder: Path) -> str:
 
 
 def check_row(check: dict) -> list[str]:
-    verdict = {True: "passed", False: "missed, only a warning", None: "nothing to compare with"}[check["passed"]]
+    verdict = {True: "passed", False: "missed, only a warning", None: "does not apply"}[check["passed"]]
     required = "–" if check["limit"] is None else f"{check['comparison']} {number(check['limit'])}"
     return [check["title"], number(check["value"]), required, verdict]
 

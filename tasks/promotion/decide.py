@@ -13,15 +13,18 @@ from tasks.run import Run
 log = logging.getLogger(__name__)
 
 TIMED_OUT = "timed_out"  # the reason of a rejection that nobody has spoken
+AUTO = "auto"  # the reviewer where promotion.mode decides
 
 
 def run(config: Config, run: Run, decision=None, reviewer=None, reason=None) -> dict:
     """Takes the decision of a person (the arguments, or TOXIC_REVIEW from the review task), else that of the mode.
 
+    What the review task said for the mode is asked anew: a rollback may have set a hold since.
+
     Returns what was decided, and which champion the version was compared with: swap goes on only while it still is.
 
     Raises:
-        Skip: rejected, or nobody has decided yet.
+        Skip: rejected, or nobody has decided yet; or rejected, but in service since it was released from the registry.
         StepFailed: approved, but another version has become champion since the comparison.
     """
     version = registry.candidate(config, run)
@@ -30,12 +33,17 @@ def run(config: Config, run: Run, decision=None, reviewer=None, reason=None) -> 
         raise UsageError(
             f"version {version} has not passed the gate: only a version with the tag gate=passed is decided"
         )
-    review = by_person(decision, reviewer, reason) or from_environment() or by_mode(config, tags)
+    review = by_person(decision, reviewer, reason) or from_environment()
+    if review is None or review["reviewer"] == AUTO:
+        review = by_mode(config, tags)
     release = config.release.version is not None  # nothing was compared then; the person knows what serves now
     champion = registry.alias(config, "champion") if release else run.result("gate")["champion"]
     result = {"version": version, "champion": champion, "at": registry.now(), **review}
     if review["decision"] is None:
         raise Skip(f"version {version} waits: {review['reason']}", **result)
+    if review["decision"] == "reject" and version == registry.alias(config, "champion"):
+        way_out = 'to take it out again, run `python commands.py rollback --reason="…"`'
+        raise Skip(f"version {version} was released meanwhile and is in service: nothing is recorded; {way_out}", **result)
     if review["decision"] == "approve":
         registry.require_champion(config, version, champion)
     record(config, result, release)
@@ -89,9 +97,9 @@ def by_mode(config: Config, tags: dict[str, str]) -> dict:
     if config.release.version is not None or tags.get("verdict") in ("rejected", TIMED_OUT):
         why = f"a person decides about a version that is {tags.get('verdict', 'in the registry')}"
     elif mode == "never":
-        return {"decision": "reject", "reviewer": "auto", "reason": "promotion.mode=never"}
+        return {"decision": "reject", "reviewer": AUTO, "reason": "promotion.mode=never"}
     elif mode == "auto" and not hold:
-        return {"decision": "approve", "reviewer": "auto", "reason": "promotion.mode=auto and the gate was passed"}
+        return {"decision": "approve", "reviewer": AUTO, "reason": "promotion.mode=auto and the gate was passed"}
     else:
         why = f"automatic promotion is on hold ({hold})" if hold else "promotion.mode=review"
     return {

@@ -128,7 +128,7 @@ def test_a_person_reads_the_figures_and_approves(run, steps):
     assert "passed the gate, with a warning. Version **6** is in service now" in body
     assert "**Warnings**\n\n- Calibration error 0.13 should be <= 0.1" in body
     assert "| Calibration error | 0.130 | <= 0.100 | missed, only a warning |" in body
-    assert "| F1 types against the champion's | 0.770 | – | nothing to compare with |" in body
+    assert "| F1 types against the champion's | 0.770 | – | does not apply |" in body
     assert "| F1 toxic | 0.912 | 0.901 | 0.880 |" in body
     assert "| F1 toxic, Russian | 0.902 | 0.891 | 0.870 |" in body
     assert "| F1 toxic | +0.011 (-0.004 to +0.025) | +0.032 (+0.020 to +0.045) |" in body

@@ -213,6 +213,26 @@ def test_the_answer_of_the_review_task_counts(config, run, monkeypatch):
         decide.run(passed(config, run), run)
 
 
+def test_a_hold_that_was_set_after_the_review_task_answered_for_auto_counts(config, run, monkeypatch):
+    passed(config, run)
+    registry.set_hold(config, "version 0 was rolled back by ada: insults passed")
+    answer = {"decision": "approve", "reviewer": "auto", "reason": "promotion.mode is auto and the gate was passed"}
+    monkeypatch.setenv("TOXIC_REVIEW", json.dumps(answer))
+    with pytest.raises(Skip, match="on hold"):
+        decide.run(config, run)
+    assert "decision" not in registry.tags(config, 1)
+
+
+def test_a_review_that_times_out_does_not_speak_against_what_was_released_meanwhile(config, run, monkeypatch):
+    passed(config, run)
+    registry.tag(config, 1, verdict="promoted")
+    registry.set_alias(config, "champion", 1)
+    monkeypatch.setenv("TOXIC_REVIEW", json.dumps({"decision": "reject", "reviewer": "nobody", "reason": "timed_out"}))
+    with pytest.raises(Skip, match="in service: nothing is recorded; .* rollback"):
+        decide.run(config, run)
+    assert registry.tags(config, 1)["verdict"] == "promoted"
+
+
 def test_a_version_that_missed_the_gate_can_not_be_approved(config, run):
     with pytest.raises(UsageError, match="has not passed the gate"):
         decide.run(config, run, decision="approve")
