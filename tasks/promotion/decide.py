@@ -43,7 +43,9 @@ def run(config: Config, run: Run, decision=None, reviewer=None, reason=None) -> 
         raise Skip(f"version {version} waits: {review['reason']}", **result)
     if review["decision"] == "reject" and version == registry.alias(config, "champion"):
         way_out = 'to take it out again, run `python commands.py rollback --reason="…"`'
-        raise Skip(f"version {version} was released meanwhile and is in service: nothing is recorded; {way_out}", **result)
+        raise Skip(
+            f"version {version} was released meanwhile and is in service: nothing is recorded; {way_out}", **result
+        )
     if review["decision"] == "approve":
         registry.require_champion(config, version, champion)
     record(config, result, release)

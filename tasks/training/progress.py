@@ -19,7 +19,8 @@ class Heartbeat:
     """Says what goes on, and says it again while nothing else is said: a silent container is taken for a dead one."""
 
     def __init__(self, silence: float = SILENCE):
-        self.silence, self.doing, self.ended = silence, "", threading.Event()
+        self.silence, self.phase, self.doing, self.ended = silence, "", "", threading.Event()
+        self.phases: dict[str, float] = {}  # seconds that each took which is over
         self.started = self.said = time.monotonic()
         self.thread = threading.Thread(target=self.watch, daemon=True)
 
@@ -31,10 +32,13 @@ class Heartbeat:
         self.ended.set()
         self.thread.join()
 
-    def now(self, doing: str) -> None:
+    def now(self, phase: str, what: str) -> None:
         """Something else goes on from here on."""
-        self.doing, self.started = doing, time.monotonic()
-        self.say(doing)
+        now = time.monotonic()
+        if self.phase:
+            self.phases[self.phase] = round(self.phases.get(self.phase, 0.0) + now - self.started, 1)
+        self.phase, self.doing, self.started = phase, f"{phase} {what}", now
+        self.say(self.doing)
 
     def say(self, text: str) -> None:
         self.said = time.monotonic()

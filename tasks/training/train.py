@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 def run(config: Config, run: Run) -> dict:
     """Trains on data/processed/train.parquet.
 
-    Returns the MLflow run, the base and its hash, how training went, and what was merged. A repeated call resumes from
+    Returns the MLflow run, the base and its hash, how training went, what was merged, and the seconds that each phase took. A repeated call resumes from
     the last readable checkpoint of this run, or goes on to merge where training was over.
     """
     from tasks.training import behaviour, progress
@@ -40,8 +40,9 @@ def run(config: Config, run: Run) -> dict:
             learn(config, base, going_on, mlflow_run, heartbeat)
         result = files.read_json(going_on / "trained" / "result.json")
         settings, merged = merge(config, run, base, going_on / "trained" / "adapter", heartbeat, base_sha256)
-    metrics = {f"merged_{onto}_{name}": value for onto, found in merged.items() for name, value in found.items()}
-    registry.log_to_run(config, mlflow_run, metrics)
+        heartbeat.now("recording", "figures in MLflow")
+        metrics = {f"merged_{onto}_{name}": value for onto, found in merged.items() for name, value in found.items()}
+        registry.log_to_run(config, mlflow_run, metrics)
     shutil.rmtree(going_on, ignore_errors=True)
     return {
         "mlflow_run": mlflow_run,
@@ -50,6 +51,7 @@ def run(config: Config, run: Run) -> dict:
         **result,
         "merged_onto": settings["merged_onto"],
         "merged": merged,
+        "phases": heartbeat.phases,
     }
 
 
@@ -59,10 +61,10 @@ def learn(config: Config, base: str, folder: Path, mlflow_run: str, heartbeat) -
 
     from tasks.training import progress, resume
 
-    heartbeat.now(f"loading {config.model.name}")
+    heartbeat.now("loading", config.model.name)
     classifier, batches = build(config, base)
     lines = progress.StepLines(heartbeat)
-    heartbeat.now(f"training {config.model.name} on {len(batches.train)} messages")
+    heartbeat.now("training", f"{config.model.name} on {len(batches.train)} messages")
     logger = MLFlowLogger(config.mlflow.experiment, tracking_uri=config.mlflow.tracking_uri, run_id=mlflow_run)
     fit(config, folder, classifier, batches, [lines, *progress.bar()], logger)
     classifier.take_best()
@@ -153,7 +155,7 @@ def merge(config: Config, run: Run, base: str, adapter: Path, heartbeat, base_sh
         shutil.copytree(adapter, folder / "adapter")
         # First what it was trained on, most likely the better one: writing takes longer than merging.
         for weights in ("unpacked", "plain") if config.model.load_in_4bit else ("plain",):
-            heartbeat.now(f"merging onto {weights} weights")
+            heartbeat.now("merging", f"onto {weights} weights")
             network = model.merge(config.model, base, adapter, weights)
             logits = model.logits(network, tokenizer, val["text"].to_list(), config.model.max_length)
             found[weights] = module.figures(logits, metrics.truth_of(val))

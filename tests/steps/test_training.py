@@ -346,9 +346,11 @@ def test_memory_decides_how_training_is_computed_and_not_what_a_step_sees():
 
 def test_silence_is_broken(caplog):
     with caplog.at_level("INFO"), progress.Heartbeat(silence=0.05) as heartbeat:
-        heartbeat.now("merging")
+        heartbeat.now("merging", "onto plain weights")
         time.sleep(0.2)
-    assert any(record.message.startswith("still merging, for ") for record in caplog.records)
+        heartbeat.now("recording", "figures")
+    assert any(record.message.startswith("still merging onto plain weights, for ") for record in caplog.records)
+    assert list(heartbeat.phases) == ["merging"] and heartbeat.phases["merging"] >= 0.2
 
 
 def command(config, step, *more, **environment):
