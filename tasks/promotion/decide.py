@@ -13,7 +13,6 @@ from tasks.run import Run
 log = logging.getLogger(__name__)
 
 TIMED_OUT = "timed_out"  # the reason of a rejection that nobody has spoken
-AUTO = "auto"  # the reviewer where promotion.mode decides
 
 
 def run(config: Config, run: Run, decision=None, reviewer=None, reason=None) -> dict:
@@ -25,18 +24,16 @@ def run(config: Config, run: Run, decision=None, reviewer=None, reason=None) -> 
 
     Raises:
         Skip: rejected, or nobody has decided yet; or rejected, but in service since it was released from the registry.
-        StepFailed: approved, but another version has become champion since the comparison.
+        StepFailed: approved, but another version has become champion since the comparison, or this one was rolled back.
     """
     version = registry.candidate(config, run)
     tags = registry.tags(config, version)
-    if tags.get("gate") != "passed":
+    release = config.release.version is not None  # nothing was compared then; the person knows what serves now
+    if tags.get("gate") != "passed" and not (release and "served_at" in tags):
         raise UsageError(
             f"version {version} has not passed the gate: only a version with the tag gate=passed is decided"
         )
-    review = by_person(decision, reviewer, reason) or from_environment()
-    if review is None or review["reviewer"] == AUTO:
-        review = by_mode(config, tags)
-    release = config.release.version is not None  # nothing was compared then; the person knows what serves now
+    review = by_person(decision, reviewer, reason) or from_environment() or by_mode(config, tags)
     champion = registry.alias(config, "champion") if release else run.result("gate")["champion"]
     result = {"version": version, "champion": champion, "at": registry.now(), **review}
     if review["decision"] is None:
@@ -48,6 +45,8 @@ def run(config: Config, run: Run, decision=None, reviewer=None, reason=None) -> 
         )
     if review["decision"] == "approve":
         registry.require_champion(config, version, champion)
+        if not release:
+            registry.require_not_rolled_back(config, version, since=tags.get("served_at", ""))
     record(config, result, release)
     if review["decision"] == "reject":
         raise Skip(f"version {version} was rejected by {review['reviewer']}: {review['reason']}", **result)
@@ -66,7 +65,7 @@ def record(config: Config, result: dict, release: bool) -> None:
         registry.tag(config, version, released_by=who, released_at=result["at"], released_why=why)
         return
     registry.tag(config, version, decision=decision, decided_by=who, decided_at=result["at"], decided_why=why)
-    if decision == "reject":
+    if decision == "reject" and registry.tags(config, version).get("verdict") != "promoted":
         registry.tag(config, version, verdict=TIMED_OUT if why == TIMED_OUT else "rejected")
 
 
@@ -79,29 +78,35 @@ def by_person(decision, reviewer, reason) -> dict | None:
 
 
 def from_environment() -> dict | None:
-    """The answer of the review task: TOXIC_REVIEW, a JSON object with decision, reviewer and reason."""
+    """The answer of the review task: TOXIC_REVIEW, a JSON object with decision, reviewer and reason, or None.
+
+    With `by_mode` it is no person's, and the mode is asked anew.
+    """
     text = os.environ.get("TOXIC_REVIEW")
     if not text:
         return None
     try:
         review = json.loads(text)
-        return by_person(review["decision"], review["reviewer"], review["reason"])
-    except (ValueError, KeyError, TypeError):
+        return None if review.get("by_mode") else by_person(review["decision"], review["reviewer"], review["reason"])
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(f"TOXIC_REVIEW={text!r} is not a JSON object with decision, reviewer and reason") from None
 
 
 def by_mode(config: Config, tags: dict[str, str]) -> dict:
     """What promotion.mode says where no person has; on hold, `auto` waits like `review`.
 
-    It never speaks for a version from the registry, nor against the rejection of one.
+    It never speaks for a version from the registry, nor against the rejection of one, nor for another base than serves.
     """
-    hold, mode = registry.hold(config), config.promotion.mode
-    if config.release.version is not None or tags.get("verdict") in ("rejected", TIMED_OUT):
+    hold, mode, champion = registry.hold(config), config.promotion.mode, registry.alias(config, "champion")
+    if config.release.version is not None or tags.get("decision") == "reject":
         why = f"a person decides about a version that is {tags.get('verdict', 'in the registry')}"
+    elif champion and registry.tags(config, champion).get("base_sha256") != tags.get("base_sha256"):
+        why = f"version {champion}, which serves, has another base model: a person decides about that"
     elif mode == "never":
-        return {"decision": "reject", "reviewer": AUTO, "reason": "promotion.mode=never"}
+        return {"decision": "reject", "reviewer": "auto", "by_mode": True, "reason": "promotion.mode=never"}
     elif mode == "auto" and not hold:
-        return {"decision": "approve", "reviewer": AUTO, "reason": "promotion.mode=auto and the gate was passed"}
+        why = "promotion.mode=auto and the gate was passed"
+        return {"decision": "approve", "reviewer": "auto", "by_mode": True, "reason": why}
     else:
         why = f"automatic promotion is on hold ({hold})" if hold else "promotion.mode=review"
     return {

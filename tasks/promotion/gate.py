@@ -61,18 +61,31 @@ def overridden(config: Config) -> dict:
     return {"overrides": overrides, "overridden_by": who, "overridden_why": why}
 
 
+def record_overrides(config: Config, version: int, step: str) -> None:
+    """Tags the version with the limits that another step than this one judged it by, where they are not the shipped."""
+    found = overridden(config)
+    if found["overrides"]:
+        found["overrides"] = json.dumps(found["overrides"])
+        registry.tag(config, version, **{f"{step}_{key}": value for key, value in found.items()})
+
+
 def tag(config: Config, verdict: dict) -> None:
-    """Writes the verdict to the version, in the place of what an earlier one of other limits has left there."""
-    version, failed = verdict["version"], {"gate": "failed", "verdict": "gate_failed"}
-    tags = {"gate": "passed"} if verdict["passed"] else failed
-    tags |= {f"gate_{key}": ", ".join(verdict[key]) for key in ("missed", "warned") if verdict[key]}
+    """Writes the verdict to the version, in the place of what an earlier one of other limits has left there.
+
+    `gate` goes first and comes last: a step that was killed between leaves no version that passed, but not by which
+    limits. What a person decided later, or service came to, stays the version's final `verdict`.
+    """
+    version, before = verdict["version"], registry.tags(config, verdict["version"])
+    tags = {f"gate_{key}": ", ".join(verdict[key]) for key in ("missed", "warned") if verdict[key]}
     if verdict["overrides"]:
         tags["gate_overrides"] = json.dumps(verdict["overrides"])
         tags |= {f"gate_{key}": verdict[key] for key in ("overridden_by", "overridden_why")}
-    for key, value in registry.tags(config, version).items():
-        if key not in tags and (key in TAGS or (key, value) == ("verdict", "gate_failed")):
+    if not verdict["passed"] and before.get("verdict", "gate_failed") == "gate_failed":
+        tags["verdict"] = "gate_failed"
+    for key, value in sorted(before.items()):
+        if key == "gate" or key not in tags and (key in TAGS or (key, value) == ("verdict", "gate_failed")):
             registry.client(config).delete_model_version_tag(config.mlflow.registered_model, str(version), key)
-    registry.tag(config, version, **tags)
+    registry.tag(config, version, **tags, gate="passed" if verdict["passed"] else "failed")
 
 
 # The checks -----------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def run(config: Config, run: Run) -> dict:
     Returns {"version", "model_uri", "model_version"}; a repeated call finds the version that it made before.
     """
     folder = checkpoint.of_run(config, run)
-    tags = lineage(config, run, versions.version(config, folder))
+    tags = lineage(config, run, versions.version(config, folder), checkpoint.content_hash(folder))
     registry.ensure_model(config)
     log_pointers(config, run, tags["model_version"])
     number = registered(config, tags) or log_version(config, run, folder, tags)
@@ -69,7 +69,7 @@ def log_version(config: Config, run: Run, folder: Path, tags: dict[str, str]) ->
     return int(made.version)
 
 
-def lineage(config: Config, run: Run, model_version: str) -> dict[str, str]:
+def lineage(config: Config, run: Run, model_version: str, checkpoint_sha256: str) -> dict[str, str]:
     """Where a version comes from and how good it is, as tags that the registry's pages show."""
     evaluated, trained = run.result("evaluate"), run.result("train")
     thresholds = {label: round(value, 4) for label, value in evaluated["thresholds"].items()}
@@ -82,6 +82,7 @@ def lineage(config: Config, run: Run, model_version: str) -> dict[str, str]:
         "run_id": run.id,
         "data_version": run.result("prepare")["data_version"],
         "model_version": model_version,
+        "checkpoint_sha256": checkpoint_sha256,
         "fingerprint": run.result("download")["fingerprint"],
         "git_commit": git_commit(),
         "dag_run_url": os.environ.get("TOXIC_DAG_RUN_URL", "by hand"),

@@ -199,6 +199,16 @@ def require_champion(config: Config, version: int, expected: int | None) -> None
         )
 
 
+def require_not_rolled_back(config: Config, version: int, since: str) -> None:
+    """Raises StepFailed where a version was rolled back after `since`: what spoke for it before counts no longer."""
+    found = tags(config, version)
+    if found.get("rolled_back_at", "") > since:
+        raise StepFailed(
+            f"version {version} was rolled back by {found['rolled_back_by']} at {found['rolled_back_at']} "
+            f"({found['rolled_back_because']}): trigger toxicity_release for it if it shall serve all the same"
+        )
+
+
 def named(version: int | None) -> str:
     return "no version" if version is None else f"version {version}"
 

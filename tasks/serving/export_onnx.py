@@ -36,10 +36,11 @@ def run(config: Config, run: Run) -> dict:
     Raises:
         StepFailed: the exported model decides differently on more test messages than gate.parity allows.
     """
-    from tasks.promotion import registry
+    from tasks.promotion import gate, registry
     from tasks.training import checkpoint
 
     version = registry.candidate(config, run)
+    gate.record_overrides(config, version, "export")
     source = checkpoint.of_candidate(config, run)
     messages = test_messages(config)
     if not messages:

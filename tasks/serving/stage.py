@@ -13,6 +13,7 @@ from tasks import files, metrics
 from tasks.config import Config
 from tasks.errors import StepFailed
 from tasks.labels import LABELS
+from tasks.promotion import gate
 from tasks.run import Run
 from tasks.serving import build_engine, client, repository, triton
 
@@ -33,6 +34,7 @@ def run(config: Config, run: Run) -> dict:
         StepFailed: the server does not start, a figure is under its limit, or decisions differ from torch's.
     """
     version, engine = build_engine.of_run(config, run)
+    gate.record_overrides(config, version, "stage")
     test = pl.read_parquet(config.workspace / "data" / "processed" / "test.parquet")
     folder = config.workspace / "triton" / "staging"
     triton.end_left_over(folder / "models")

@@ -40,6 +40,13 @@ def run(config: Config, run: Run) -> dict:
             return {"served_version": version, "previous_version": registry.alias(config, "previous")}
         decided = run.result("decide")
         registry.require_champion(config, version, decided["champion"])
+        registry.require_not_rolled_back(config, version, since=decided["at"])
+        held = registry.hold(config)
+        if held and decided.get("by_mode"):
+            raise StepFailed(
+                f"automatic promotion is on hold ({held}): trigger toxicity_release for version {version}, or clear "
+                'the hold with `python commands.py hold --clear --reason="…"` and run swap again'
+            )
         install(config, run, engine, version)
         if config.release.version and champion and version == registry.alias(config, "previous"):
             change = going_back(config, champion, version, decided["reviewer"], decided["reason"])
@@ -140,6 +147,8 @@ def replace(config: Config, server, version: int, aliases: dict, tags: dict, hol
             the next swap or rollback finishes that.
     """
     started = time.monotonic()
+    if hold:  # first: one that a killed rollback leaves behind only asks for a person, one that it lacks asks nobody
+        registry.set_hold(config, hold)
     live = repository.live(config)
     repository.create(config, live)
     old = repository.served(live)
@@ -153,7 +162,6 @@ def replace(config: Config, server, version: int, aliases: dict, tags: dict, hol
         "aliases": aliases,
         "aliases_before": {name: registry.alias(config, name) for name in aliases},
         "tags": tags,
-        "hold": hold,
     }
     files.write_json(journal_file(config), journal)
     try:
@@ -244,8 +252,6 @@ def finish(config: Config, server, journal: dict) -> None:
                 raise StepFailed(f"{part} version {other} is still loaded beside {version}: run swap again")
     for tagged, values in journal["tags"].items():
         registry.tag(config, int(tagged), **values)
-    if journal["hold"]:
-        registry.set_hold(config, journal["hold"])
     repository.prune(live, registry.history(config))
     journal_file(config).unlink()
     log.info("version %d is in service", version)

@@ -1,5 +1,6 @@
 """A trained model on disk: adapter/ (with the head), merged/, thresholds.json, training.json."""
 
+import hashlib
 import logging
 from pathlib import Path
 
@@ -67,17 +68,27 @@ def of_candidate(config: Config, run: Run) -> Path:
 
 
 def of_version(config: Config, number: int) -> Path:
-    """The checkpoint of a registry version: models/finetuned/final if it is that, else merged anew from its adapter."""
+    """The checkpoint of a registry version: one that is at hand and has its content, else merged anew from its adapter.
+
+    A folder's name, or its run, doesn't tell: a run may be trained again by hand, a registry be made anew.
+    """
     from tasks.promotion import registry
 
-    wanted = registry.tags(config, number)
-    if (final(config) / "training.json").exists():
-        if settings(final(config))["run_id"] == wanted["run_id"]:
-            return final(config)
+    wanted = registry.tags(config, number).get("checkpoint_sha256")
     rebuilt = config.workspace / "models" / "finetuned" / f"version-{number}"
-    if not rebuilt.exists():
-        rebuild(config, number, rebuilt)
+    for folder in (final(config), rebuilt):
+        if (folder / "merged").exists() and content_hash(folder) == wanted:
+            return folder
+    rebuild(config, number, rebuilt)
     return rebuilt
+
+
+def content_hash(folder: Path) -> str | None:
+    """SHA-256 over what a training and its evaluation made: adapter, head and thresholds; None while there are none."""
+    if not ((folder / "adapter").exists() and (folder / "thresholds.json").exists()):
+        return None
+    parts = files.sha256(folder / "adapter") + files.sha256(folder / "thresholds.json")
+    return hashlib.sha256(parts.encode()).hexdigest()
 
 
 def rebuild(config: Config, number: int, target: Path) -> None:

@@ -21,8 +21,9 @@ log = logging.getLogger(__name__)
 def run(config: Config, run: Run) -> dict:
     """Trains on data/processed/train.parquet.
 
-    Returns the MLflow run, the base and its hash, how training went, what was merged, and the seconds that each phase took. A repeated call resumes from
-    the last readable checkpoint of this run, or goes on to merge where training was over.
+    Returns the MLflow run, the base and its hash, how training went, what was merged, and the seconds that each phase
+    took. A repeated call resumes from the last readable checkpoint of this run, or goes on to merge where training was
+    over.
     """
     from tasks.training import behaviour, progress
 

@@ -19,6 +19,7 @@ from serving_parts import (
 from tasks.promotion import registry
 from tasks.run import Run
 from tasks.serving import build_engine, export_onnx, stage, swap, triton
+from tasks.training import checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -31,9 +32,9 @@ def made(tmp_path_factory) -> Path:
         run = run_of(workspace, version)
         folder = make_checkpoint(workspace / "models" / "finetuned" / "final", run.id, seed=version)
         write_data(workspace, run, torch_probabilities(folder) >= choose_thresholds(folder))
-        created = registry.client(config).create_model_version(
-            config.mlflow.registered_model, f"file:{workspace}", tags={"run_id": run.id}
-        )
+        tags = {"run_id": run.id, "checkpoint_sha256": checkpoint.content_hash(folder)}
+        name = config.mlflow.registered_model
+        created = registry.client(config).create_model_version(name, f"file:{workspace}", tags=tags)
         assert int(created.version) == version
         run.save("register", {"version": version})
         run.save("export_onnx", export_onnx.run(config, run))
@@ -101,7 +102,8 @@ def promote(config, bring):
     def version(number: int, release: bool = False) -> dict:
         run = bring(number)
         champion = registry.alias(config, "champion")
-        run.save("decide", {"champion": champion, "reviewer": "ann", "reason": "as agreed"})
+        decided = {"champion": champion, "reviewer": "ann", "reason": "as agreed", "at": registry.now()}
+        run.save("decide", decided)
         released = config.release.model_copy(update={"version": number if release else None})
         return swap.run(config.model_copy(update={"release": released}), run)
 

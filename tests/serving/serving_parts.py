@@ -62,6 +62,7 @@ def make_checkpoint(folder: Path, run_id: str, seed: int) -> Path:
     Qwen2ForSequenceClassification(shape).save_pretrained(folder / "merged")
     # Transformers reads any tokenizer of a Qwen2 as its own kind; what it has read is what training saves.
     load_tokenizer(str(folder / "merged")).save_pretrained(folder / "merged")
+    files.write_json(folder / "adapter" / "adapter_config.json", {"seed": seed})  # stands for the weights it would hold
     files.write_json(folder / "training.json", {"run_id": run_id, "max_length": MAX_LENGTH})
     return folder
 

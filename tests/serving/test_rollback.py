@@ -123,7 +123,7 @@ def test_a_rollback_that_was_killed_is_finished_and_not_followed_by_a_second(con
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(swap, "finish", killed)
         roll_back(config)
-    assert registry.hold(config) is None  # not yet
+    assert registry.hold(config)  # first of all: no mode may speak before this is finished
     assert roll_back(config) == {
         "step": "rollback",
         "served_version": 2,

@@ -192,9 +192,22 @@ def killed(*arguments):
     raise Killed
 
 
+def test_a_rollback_between_decision_and_swap_counts(config, live, bring):
+    run, decided = bring(1), {"champion": None, "reviewer": "auto", "reason": "passed", "at": registry.now()}
+    run.save("decide", {**decided, "by_mode": True})
+    registry.set_hold(config, "version 0 was rolled back by ada: insults passed")
+    with pytest.raises(StepFailed, match="on hold .*insults passed.*toxicity_release for version 1, or clear"):
+        swap.run(config, run)
+    run.save("decide", decided)  # a person's word stands, but for the version that was rolled back since
+    registry.tag(config, 1, rolled_back_at="2999-01-01", rolled_back_by="ada", rolled_back_because="insults passed")
+    with pytest.raises(StepFailed, match="version 1 was rolled back by ada"):
+        swap.run(config, run)
+    assert repository.served(repository.live(config)) is None
+
+
 def test_only_what_was_staged_for_this_champion_is_swapped(config, live, bring):
     run = bring(1)
-    run.save("decide", {"champion": None})
+    run.save("decide", {"champion": None, "at": registry.now()})
     registry.set_alias(config, "champion", 2)
     with pytest.raises(StepFailed, match="fell while no version was champion; now it is version 2"):
         swap.run(config, run)

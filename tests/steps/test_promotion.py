@@ -216,7 +216,7 @@ def test_the_answer_of_the_review_task_counts(config, run, monkeypatch):
 def test_a_hold_that_was_set_after_the_review_task_answered_for_auto_counts(config, run, monkeypatch):
     passed(config, run)
     registry.set_hold(config, "version 0 was rolled back by ada: insults passed")
-    answer = {"decision": "approve", "reviewer": "auto", "reason": "promotion.mode is auto and the gate was passed"}
+    answer = {"decision": "approve", "reviewer": "auto", "reason": "promotion.mode is auto", "by_mode": True}
     monkeypatch.setenv("TOXIC_REVIEW", json.dumps(answer))
     with pytest.raises(Skip, match="on hold"):
         decide.run(config, run)
@@ -231,6 +231,35 @@ def test_a_review_that_times_out_does_not_speak_against_what_was_released_meanwh
     with pytest.raises(Skip, match="in service: nothing is recorded; .* rollback"):
         decide.run(config, run)
     assert registry.tags(config, 1)["verdict"] == "promoted"
+
+
+def test_what_was_decided_stays_the_final_verdict_when_the_gate_is_asked_again(config, run):
+    for verdict in ("rejected", "promoted"):
+        registry.tag(config, 1, verdict=verdict)
+        strict = with_gate(config, "gate.toxic.min=0.99", "gate.override_reason=a stricter week")
+        with pytest.raises(Skip):
+            gate.run(strict, run)
+        assert registry.tags(config, 1)["verdict"] == verdict
+        gate.run(config, run)
+        assert (registry.tags(config, 1)["gate"], registry.tags(config, 1)["verdict"]) == ("passed", verdict)
+
+
+def test_a_version_that_was_rolled_back_is_not_approved_by_an_earlier_review(config, run):
+    passed(config, run)
+    late = {"served_at": "2026-01-01T10:00:00", "rolled_back_at": "2026-01-01T12:00:00", "rolled_back_by": "ada"}
+    registry.tag(config, 1, **late, rolled_back_because="calls greetings toxic")
+    with pytest.raises(StepFailed, match="rolled back by ada at .*calls greetings toxic.*toxicity_release"):
+        decide.run(config, run, decision="approve", reviewer="bo")
+
+
+def test_auto_leaves_a_change_of_the_base_model_to_a_person(config, run):
+    passed(config, run)
+    mlflow, name = registry.client(config), config.mlflow.registered_model
+    mlflow.create_model_version(name, "file:///nowhere", tags={"base_sha256": "another"})
+    registry.set_alias(config, "champion", 2)
+    run.save("gate", {**run.result("gate"), "champion": 2})
+    with pytest.raises(Skip, match="version 2, which serves, has another base model: a person decides"):
+        decide.run(config, run)
 
 
 def test_a_version_that_missed_the_gate_can_not_be_approved(config, run):

@@ -39,6 +39,7 @@ def trained(tmp_path_factory):
         "gate.bootstrap=100",
         "gate.toxic.min=0",  # it has learnt too little to pass
         "gate.types.min=0",
+        "gate.override_reason=a test of what follows the gate",
     ]
     config = configuration.load([*overrides, f"mlflow.tracking_uri=sqlite:///{workspace}/mlflow.db"])
     run, data = find(workspace, "weekly-1"), workspace / "data" / "processed"
