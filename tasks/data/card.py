@@ -39,7 +39,8 @@ def build(config: Config, found: dict, splits: dict[str, pl.DataFrame], gone: di
     "types_known": {split: {language: n rows whose types are known}},
     "lengths": {split: {"median", "p95", "max"}} in characters,
     "natural_toxic_share": {language: share}, "settings": {key below `data`: value},
-    "dropped": [{"reason", "why", "rows", "examples": [{"id", "text", "toxic", "note"}]}]}
+    "dropped": [{"reason", "why", "rows", "examples": [{"id", "text", "toxic", "hidden", "note"}]}]},
+    where what is hidden is toxic by its own label, by that of a copy, or of the message it nearly is.
 
     Args:
         found: the step's result; see `prepare.run`.
@@ -78,7 +79,7 @@ def write(card: dict, folder: Path) -> Path:
     """Writes card.json and card.html, which works offline, into `folder`; returns the page."""
     filters = {"number": "{:,}".format, "percent": lambda share: f"{100 * share:.1f}\u00a0%"}
     files.write_json(folder / "card.json", card)
-    files.write_text(folder / "card.html", page.render(TEMPLATE, filters, card=card))
+    files.write_text(folder / "card.html", page.render(TEMPLATE, filters, card=card, types=TYPES))
     return folder / "card.html"
 
 
@@ -123,18 +124,28 @@ def lengths(frame: pl.DataFrame) -> dict[str, int]:
 def examples(reason: str, rows: pl.DataFrame, unique: pl.DataFrame) -> list[dict]:
     """A few of the rows, those of the lowest hashes, which are no others next week; an id is file:row."""
     if reason == "empty":
-        return [example(row, f"was {row['text'][:40]!r}") for row in rows.head(EXAMPLES).iter_rows(named=True)]
+        return [example(reason, row, None) for row in rows.head(EXAMPLES).iter_rows(named=True)]
     lowest = rows.select(pl.col("hash").unique().bottom_k(EXAMPLES)).to_series()
     shown = rows.filter(pl.col("hash").is_in(lowest.implode())).sort("hash", "source", "row").head(2 * EXAMPLES)
-    others = {row["hash"]: row for row in unique.filter(pl.col("hash").is_in(lowest.implode())).iter_rows(named=True)}
-    return [example(row, note(reason, row, others.get(row["hash"]))) for row in shown.iter_rows(named=True)]
+    counterpart = "other" if reason == "near_duplicate" else "hash"  # the message that stands for it, where one does
+    stays = unique.filter(pl.col("hash").is_in(shown[counterpart].implode()))
+    kept = {row["hash"]: row for row in stays.iter_rows(named=True)}
+    return [example(reason, row, kept.get(row[counterpart])) for row in shown.iter_rows(named=True)]
 
 
-def example(row: dict, note: str) -> dict:
-    return {"id": f"{row['source']}:{row['row']}", "text": cut(clean(row["text"])), "toxic": row["toxic"], "note": note}
+def example(reason: str, row: dict, kept: dict | None) -> dict:
+    return {
+        "id": f"{row['source']}:{row['row']}",
+        "text": cut(clean(row["text"])),
+        "toxic": row["toxic"],
+        "hidden": reason == "conflicting" or bool(row["toxic"] or kept and kept["toxic"]),
+        "note": note(reason, row, kept),
+    }
 
 
 def note(reason: str, row: dict, kept: dict | None) -> str:
+    if reason == "empty":
+        return f"was {row['text'][:40]!r}"
     if reason == "duplicate":
         return f"as {kept['source']}:{kept['row']}"
     if reason == "overruled":

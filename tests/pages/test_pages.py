@@ -6,17 +6,22 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import datetime
 
 import httpx
+import polars as pl
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from bag_runs import SHOWN
 
 from tasks import files, step
+from tasks.data import card
 from tasks.promotion import registry, report
 
 WIDTHS = {"phone": 360, "wide": 1440}
 GRAVE = ("serious", "critical")
+# The pages with hidden texts, and where on them.
+hides_texts = pytest.mark.parametrize("name, place", [("second", "#messages"), ("card", ".examples")])
 
 
 @pytest.fixture
@@ -121,9 +126,10 @@ def test_figures_slices_and_data_stand_beside_the_champions(open_page):
 # Messages -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_hidden_text_opens_and_closes_by_click_and_by_key(open_page):
-    page = open_page("second")
-    text = page.locator("#messages button.blurred").first
+@hides_texts
+def test_a_hidden_text_opens_and_closes_by_click_and_by_key(open_page, name, place):
+    page = open_page(name)
+    text = page.locator(f"{place} button.blurred").first
 
     def is_hidden():
         assert (text.get_attribute("aria-label") is not None) == (text.get_attribute("aria-expanded") == "false")
@@ -148,6 +154,27 @@ def test_what_is_toxic_by_label_or_by_an_answer_is_hidden(open_page):
         cells = row.locator("td").all_inner_texts()
         toxic = any(cell.startswith("toxic") for cell in cells[3:6])
         assert (row.locator("button.blurred").count() == 1) == toxic
+
+
+def test_the_card_hides_what_it_says_is_hidden(open_page, pages):
+    page = open_page("card")
+    page.evaluate("document.querySelectorAll('details').forEach((details) => (details.open = true))")
+    dropped = files.read_json(pages["card"].with_name("card.json"))["dropped"]
+    examples = [row for drop in dropped for row in drop["examples"]]
+    hidden = [item.locator(".text button.blurred").count() == 1 for item in page.locator(".examples li").all()]
+    assert hidden == [row["hidden"] for row in examples]
+    assert {(row["toxic"], row["hidden"]) for row in examples} >= {(0, False), (1, True)}
+
+
+@pytest.mark.parametrize("toxic, kept, hidden", [(0, 0, False), (1, 1, True), (0, 1, True), (1, 0, True)])
+@pytest.mark.parametrize("reason", ["overruled", "near_duplicate"])
+def test_the_card_hides_an_example_that_is_toxic_by_either_label(reason, toxic, kept, hidden):
+    hash_ = 2 if reason == "near_duplicate" else 1
+    unique = [{"hash": hash_, "source": "b.csv", "row": 7, "toxic": kept, "decided_at": datetime(2026, 5, 4)}]
+    row = {"hash": 1, "source": "a.csv", "row": 3, "text": "so it goes", "toxic": toxic}
+    row |= {"other": 2, "similarity": 0.8, "split": "test", "other_text": "so it went"}
+    frames = [pl.DataFrame(rows, schema_overrides={"hash": pl.UInt64, "other": pl.UInt64}) for rows in ([row], unique)]
+    assert [example["hidden"] for example in card.examples(reason, *frames)] == [hidden]
 
 
 def test_one_button_shows_and_hides_all_texts(open_page):
@@ -209,18 +236,25 @@ def test_more_messages_than_the_page_shows_are_counted_with_the_place_of_all(ope
 # Paper ----------------------------------------------------------------------------------------------------------------
 
 
-def test_paper_is_white_without_controls_and_shows_only_what_was_opened(open_page):
-    page = open_page("second", "dark")
-    texts = page.locator("#messages button.blurred")
-    texts.nth(1).click()
+@pytest.mark.parametrize("name", ["first", "second", "card", "validation"])
+def test_paper_is_white_without_controls(open_page, name):
+    page = open_page(name, "dark")
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     for control in ("#search", "#change", "#reveal", "nav"):
         assert not page.locator(control).is_visible()
+    assert page.pdf(format="A4").startswith(b"%PDF")
+
+
+@hides_texts
+def test_paper_shows_only_what_was_opened(open_page, name, place):
+    page = open_page(name)
+    texts = page.locator(f"{place} button.blurred")
+    texts.nth(1).click()
+    page.emulate_media(media="print")
     color = "(element) => getComputedStyle(element).color"
     assert texts.nth(0).evaluate(color) == "rgba(0, 0, 0, 0)"
-    assert texts.nth(1).evaluate(color) == page.locator("main").evaluate(color)
-    assert page.pdf(format="A4").startswith(b"%PDF")
+    assert texts.nth(1).evaluate(color) == texts.nth(1).locator("..").evaluate(color)
 
 
 # The way to it --------------------------------------------------------------------------------------------------------
