@@ -2,8 +2,12 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
+from conftest import free_port
+
+from dags import registry as registry_of_dags
 
 AFTER_GATE = {"review", "decide", "export_onnx", "build_engine", "stage", "swap"}
 PARAMS = {"profile": "demo", "promotion": "config"}
@@ -221,7 +225,7 @@ def test_what_the_registry_does_not_know_ends_before_anything_starts(released, r
     registry.set_alias("previous", registry.register())
     state, states, calls = released(version=version)
     assert (state, states["choose"], calls) == ("failed", "failed", {})
-    assert states["settle"] == "upstream_failed"
+    assert (states["decide"], states["settle"]) == ("upstream_failed", "success")
     why = {
         "9": "toxic_classificator has no version 9",
         "nobody": "no version carries the alias nobody: the aliases are previous",
@@ -230,16 +234,38 @@ def test_what_the_registry_does_not_know_ends_before_anything_starts(released, r
     assert why[version] in capfd.readouterr().out
 
 
-def test_a_release_that_is_refused_is_red_and_its_approval_is_used_up(released, registry, steps):
-    version, newer = registry.register(), registry.register()
+def test_a_release_by_hand_that_is_refused_is_red_and_leaves_a_wish_alone(released, registry, steps):
+    version, newer = registry.register(approved_by="Ada"), registry.register()
     registry.set_alias("approved", version)
     steps(exit={"decide": 2})
-    state, states, _ = released(version="approved")
+    state, states, _ = released(version=str(version))
     assert (state, states["decide"], states["swap"], states["settle"]) == (
         *("failed", "failed", "upstream_failed"),
         "success",
     )
-    assert registry.aliases() == {}
+    assert (registry.aliases(), registry.tags(version)["approved_by"]) == ({"approved": version}, "Ada")
     registry.set_alias("approved", newer)  # a newer wish than the release that ends now
-    released(version=str(version))
+    steps()
+    assert released(version=str(version))[0] == "success"
     assert registry.aliases() == {"approved": newer}
+
+
+def test_a_wish_is_told_of_again_when_the_registry_stays_away_to_the_end(release, monkeypatch):
+    server = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    settle = release.get_task("settle")
+
+    def at_try(number) -> dict:
+        """What the trigger remembers after that try."""
+        memory = {"told": 7}
+        ti = SimpleNamespace(try_number=number, max_tries=settle.retries, xcom_pull=lambda **_: {"version": 7})
+        store = {settle.inlets[0]: SimpleNamespace(delete=memory.pop)}
+        dag_run = SimpleNamespace(run_type="asset_triggered")
+        with pytest.raises(
+            registry_of_dags.NoAnswer, match=f"^the registry at {server} does not .*ConnectError.*: start"
+        ):
+            settle.python_callable(ti=ti, asset_state_store=store, dag_run=dag_run)
+        return memory
+
+    assert at_try(settle.retries) == {"told": 7}
+    assert at_try(settle.retries + 1) == {}
