@@ -1,6 +1,7 @@
 """The review: a person says yes or no to a version that passed the gate, or the configuration says it for them."""
 
 import json
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -91,11 +92,11 @@ def body(folder: Path) -> str:
         f"[The report]({registry.report_page(train['mlflow_run'])}) · [Version {version} in MLflow]"
         f"({registry.version_page(version)})",
         *(
-            [f"**Limits were changed** by {gate['overridden_by']}: {gate['overridden_why']}"]
+            [f"**Limits were changed** by {typed(gate['overridden_by'])}: {typed(gate['overridden_why'])}"]
             if gate.get("overrides")
             else []
         ),
-        *([f"**Held**: {gate['hold']}. Automatic promotion waits for a person."] if gate["hold"] else []),
+        *([f"**Held**: {typed(gate['hold'])}. Automatic promotion waits for a person."] if gate["hold"] else []),
         *(["**Warnings**\n\n" + "\n".join(f"- {sentence}" for sentence in warnings)] if warnings else []),
         table(["On the same test messages", "New", "Champion", "Baseline"], comparison(evaluate)),
         table(
@@ -109,6 +110,15 @@ def body(folder: Path) -> str:
         f"The report is also in the workspace: `{folder / 'report.html'}`",
     ]
     return "\n\n".join(lines)
+
+
+def typed(text: str) -> str:
+    r"""What a person typed, as one line of Markdown that means just these characters.
+
+    >>> typed("see [here](http://x),\n**Warnings**")
+    'see \\[here\\](http://x), \\*\\*Warnings\\*\\*'
+    """
+    return re.sub(r"[\\`*_\[\]<>|~&]", r"\\\g<0>", " ".join(text.split()))
 
 
 def check_row(check: dict) -> list[str]:

@@ -142,6 +142,19 @@ def test_a_person_reads_the_figures_and_approves(run, steps):
     assert "no answer within 72 hours" in body
 
 
+def test_what_people_typed_cannot_forge_a_line_or_a_link_of_the_review(run, steps, tmp_path):
+    steps(mode="review", hold="[fine](http://x)\n\n**Checked** by <b>Ada</b>")
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    plan["results"]["gate"] |= {"overrides": ["x"], "overridden_by": "`Bob`", "overridden_why": "too\n\n| strict |\\"}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    asked = []
+    run(meanwhile=lambda: answer("Approve", None, asked))
+    lines = asked[0][1].splitlines()
+    assert r"**Limits were changed** by \`Bob\`: too \| strict \|\\" in lines
+    held = r"**Held**: \[fine\](http://x) \*\*Checked\*\* by \<b\>Ada\</b\>. Automatic promotion waits for a person."
+    assert held in lines
+
+
 def test_a_hold_makes_auto_ask_and_a_rejection_is_passed_on(run, steps):
     steps(mode="auto", hold="rolled back: insults passed", exit={"decide": 99})
     asked = []
