@@ -45,7 +45,8 @@ class ReviewOperator(HITLOperator):
     """Asks in the Airflow UI under `promotion.mode=review`; answers by itself under `auto` and `never`.
 
     A hold in the registry, which a rollback sets, makes `auto` ask too. Its XCom is the decision that the step
-    `decide` records: `{"decision": "approve" | "reject", "reviewer": str, "reason": str}`.
+    `decide` records: `{"decision": "approve" | "reject", "reviewer": str, "reason": str}`, with `"by_mode": True` where
+    no person was asked: a person may be called "auto", too.
     """
 
     def execute(self, context: Context):
@@ -54,9 +55,9 @@ class ReviewOperator(HITLOperator):
         gate, promotion = read_json(folder / "gate.json"), read_config(folder)["promotion"]
         mode = promotion["mode"]
         if mode == "never":
-            return decision("reject", "auto", "promotion.mode is never: the version stays in the registry")
+            return by_mode("reject", "promotion.mode is never: the version stays in the registry")
         if mode == "auto" and not gate["hold"]:
-            return decision("approve", "auto", "promotion.mode is auto and the gate was passed")
+            return by_mode("approve", "promotion.mode is auto and the gate was passed")
         self.subject = f"Put version {gate['version']} of the toxicity model into service?"
         self.body = body(folder)
         self.response_timeout = timedelta(hours=promotion["review_hours"])
@@ -73,6 +74,10 @@ class ReviewOperator(HITLOperator):
 
 def decision(verdict: str, reviewer: str, reason: str) -> dict:
     return {"decision": verdict, "reviewer": reviewer, "reason": reason}
+
+
+def by_mode(verdict: str, reason: str) -> dict:
+    return {**decision(verdict, "auto", reason), "by_mode": True}
 
 
 def answer_of_review(context: Context) -> dict:

@@ -61,6 +61,7 @@ def test_a_good_version_goes_all_the_way(run):
         "decision": "approve",
         "reviewer": "auto",
         "reason": "promotion.mode is auto and the gate was passed",
+        "by_mode": True,
     }
 
 
@@ -91,7 +92,8 @@ def test_a_version_that_nobody_wants_ends_green(run, steps):
     state, states, calls = run()
     assert state == "success"
     assert (states["review"], states["decide"], states["swap"]) == ("success", "skipped", "skipped")
-    assert json.loads(calls["decide"][0]["environment"]["TOXIC_REVIEW"])["decision"] == "reject"
+    review = json.loads(calls["decide"][0]["environment"]["TOXIC_REVIEW"])
+    assert (review["decision"], review["reviewer"], review["by_mode"]) == ("reject", "auto", True)
 
 
 def answer(chosen, reason, asked):
