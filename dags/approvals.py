@@ -5,8 +5,9 @@ the weekly DAG knows nothing of it. Events say only "look": which version it is,
 
 One wish starts one release. The trigger remembers in Airflow's database which version it has told of (`TOLD`), so that
 it tells once; a release removes the alias and that memory at its end (dags/toxicity_release.py, `settle`), so that the
-alias can be set again. Should the triggerer be killed between telling and remembering, it tells twice: the second
-release waits for the first, finds the alias gone and is skipped.
+alias can be set again. A release that could not ask the registry removes that memory alone: the wish is told of again.
+Should the triggerer be killed between telling and remembering, it tells twice: the second release waits for the first,
+finds the alias gone and is skipped.
 """
 
 import asyncio
@@ -53,9 +54,7 @@ class ApprovalTrigger(BaseEventTrigger):
                 failed = None
             except Exception as error:  # whatever it is, the watch goes on; a long outage is one line in the log
                 if failed != (failed := f"{type(error).__name__}: {error}"):
-                    log.warning(
-                        "the registry at %s, or Airflow's memory, does not answer: %s", registry.server(), failed
-                    )
+                    log.warning("the watch for approvals goes on in spite of %s", failed)
             await asyncio.sleep(self.poll_s)
 
 

@@ -107,7 +107,8 @@ def deliver(connection_id: str, message: Message) -> None:
     elif connection.conn_type == "slackwebhook":
         from airflow.providers.slack.notifications.slack_webhook import SlackWebhookNotifier
 
-        text = f"*{message.subject}*\n{message.text}\n{message.url}"
+        # What people typed must not call a whole channel (<!channel>) or hide where a link leads (<http://x|y>).
+        text = html.escape(f"*{message.subject}*\n{message.text}\n{message.url}", quote=False)
         SlackWebhookNotifier(slack_webhook_conn_id=connection_id, text=text, timeout=TIMEOUT_S).notify({})
     elif connection.conn_type == "http":
         from airflow.providers.http.notifications.http import HttpNotifier

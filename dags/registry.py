@@ -4,7 +4,9 @@ The steps do the real work in the registry. Here is what must be known or done w
 alias names before anything starts, whether a reviewer has set `approved`, and what a release leaves behind at its end.
 """
 
+import json
 import os
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +19,10 @@ APPROVED = "approved"
 APPROVED_BY, APPROVED_WHY = "approved_by", "approved_why"
 TIMEOUT_S = 10
 UNKNOWN = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}  # what MLflow answers about what isn't there
+
+
+class NoAnswer(Exception):
+    """The registry is away, or answers with an error; the message says where it is and what to do."""
 
 
 def server() -> str:
@@ -44,7 +50,7 @@ def report_page(mlflow_run: str) -> str:
     try:
         with client() as mlflow:
             found = content(mlflow.get("runs/get", params={"run_id": mlflow_run}))
-    except httpx.HTTPError:
+    except NoAnswer:
         found = None
     if found is None:
         return page(f"runs/{mlflow_run}")
@@ -58,20 +64,17 @@ def aliases() -> dict[str, int]:
     """Which version each alias names.
 
     Raises:
-        httpx.HTTPError: the registry does not answer.
+        NoAnswer: as everything here that asks the registry.
     """
     with client() as mlflow:
         return aliases_of(mlflow.get("registered-models/get", params={"name": model_name()}))
 
 
 async def approved_version() -> int | None:
-    """The version that a reviewer has approved in the registry, if any; for the triggerer, which must not wait.
-
-    Raises:
-        httpx.HTTPError: the registry does not answer.
-    """
-    async with httpx.AsyncClient(**settings()) as mlflow:
-        return aliases_of(await mlflow.get("registered-models/get", params={"name": model_name()})).get(APPROVED)
+    """The version that a reviewer has approved in the registry, if any; for the triggerer, which must not wait."""
+    with errors_in_words():
+        async with httpx.AsyncClient(**settings()) as mlflow:
+            return aliases_of(await mlflow.get("registered-models/get", params={"name": model_name()})).get(APPROVED)
 
 
 def aliases_of(answer: httpx.Response) -> dict[str, int]:
@@ -92,8 +95,7 @@ def tags(version: int) -> dict[str, str] | None:
 
 def delete_alias(alias: str) -> None:
     with client() as mlflow:
-        answer = mlflow.request("DELETE", "registered-models/alias", json={"name": model_name(), "alias": alias})
-    content(answer)
+        content(mlflow.request("DELETE", "registered-models/alias", json={"name": model_name(), "alias": alias}))
 
 
 def delete_tags(version: int, *keys: str) -> None:
@@ -103,8 +105,22 @@ def delete_tags(version: int, *keys: str) -> None:
             content(mlflow.request("DELETE", "model-versions/delete-tag", json=named))
 
 
-def client() -> httpx.Client:
-    return httpx.Client(**settings())
+@contextmanager
+def client():
+    with errors_in_words(), httpx.Client(**settings()) as mlflow:
+        yield mlflow
+
+
+@contextmanager
+def errors_in_words():
+    try:
+        yield
+    except (httpx.HTTPError, json.JSONDecodeError) as error:
+        why = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        raise NoAnswer(
+            f"the registry at {server()} does not answer as it should ({why}): start it, or correct "
+            "MLFLOW_TRACKING_URI, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        ) from None
 
 
 def settings() -> dict:

@@ -1,6 +1,7 @@
 """The review: a person says yes or no to a version that passed the gate, or the configuration says it for them."""
 
 import json
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -44,7 +45,8 @@ class ReviewOperator(HITLOperator):
     """Asks in the Airflow UI under `promotion.mode=review`; answers by itself under `auto` and `never`.
 
     A hold in the registry, which a rollback sets, makes `auto` ask too. Its XCom is the decision that the step
-    `decide` records: `{"decision": "approve" | "reject", "reviewer": str, "reason": str}`.
+    `decide` records: `{"decision": "approve" | "reject", "reviewer": str, "reason": str}`, with `"by_mode": True` where
+    no person was asked: a person may be called "auto", too.
     """
 
     def execute(self, context: Context):
@@ -53,9 +55,9 @@ class ReviewOperator(HITLOperator):
         gate, promotion = read_json(folder / "gate.json"), read_config(folder)["promotion"]
         mode = promotion["mode"]
         if mode == "never":
-            return decision("reject", "auto", "promotion.mode is never: the version stays in the registry")
+            return by_mode("reject", "promotion.mode is never: the version stays in the registry")
         if mode == "auto" and not gate["hold"]:
-            return decision("approve", "auto", "promotion.mode is auto and the gate was passed")
+            return by_mode("approve", "promotion.mode is auto and the gate was passed")
         self.subject = f"Put version {gate['version']} of the toxicity model into service?"
         self.body = body(folder)
         self.response_timeout = timedelta(hours=promotion["review_hours"])
@@ -72,6 +74,10 @@ class ReviewOperator(HITLOperator):
 
 def decision(verdict: str, reviewer: str, reason: str) -> dict:
     return {"decision": verdict, "reviewer": reviewer, "reason": reason}
+
+
+def by_mode(verdict: str, reason: str) -> dict:
+    return {**decision(verdict, "auto", reason), "by_mode": True}
 
 
 def answer_of_review(context: Context) -> dict:
@@ -91,11 +97,11 @@ def body(folder: Path) -> str:
         f"[The report]({registry.report_page(train['mlflow_run'])}) · [Version {version} in MLflow]"
         f"({registry.version_page(version)})",
         *(
-            [f"**Limits were changed** by {gate['overridden_by']}: {gate['overridden_why']}"]
+            [f"**Limits were changed** by {typed(gate['overridden_by'])}: {typed(gate['overridden_why'])}"]
             if gate.get("overrides")
             else []
         ),
-        *([f"**Held**: {gate['hold']}. Automatic promotion waits for a person."] if gate["hold"] else []),
+        *([f"**Held**: {typed(gate['hold'])}. Automatic promotion waits for a person."] if gate["hold"] else []),
         *(["**Warnings**\n\n" + "\n".join(f"- {sentence}" for sentence in warnings)] if warnings else []),
         table(["On the same test messages", "New", "Champion", "Baseline"], comparison(evaluate)),
         table(
@@ -109,6 +115,15 @@ def body(folder: Path) -> str:
         f"The report is also in the workspace: `{folder / 'report.html'}`",
     ]
     return "\n\n".join(lines)
+
+
+def typed(text: str) -> str:
+    r"""What a person typed, as one line of Markdown that means just these characters.
+
+    >>> typed("see [here](http://x),\n**Warnings**")
+    'see \\[here\\](http://x), \\*\\*Warnings\\*\\*'
+    """
+    return re.sub(r"[\\`*_\[\]<>|~&]", r"\\\g<0>", " ".join(text.split()))
 
 
 def check_row(check: dict) -> list[str]:

@@ -30,7 +30,10 @@ SKIP, BAD_USAGE = 99, 2  # exit codes of commands.py
 GPU_POOL = "gpu"  # one slot, so that two steps never share the GPU's memory by accident
 WORKSPACE_IN_CONTAINER = "/workspace"
 PASSED_TO_CONTAINERS = ("MLFLOW_TRACKING_URI", "TOXIC_MLFLOW_URL", "TRITON_URL", "OMP_NUM_THREADS")
-SECRETS = ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY", "HF_TOKEN")
+SECRETS = (
+    *("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY", "HF_TOKEN"),
+    *("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+)
 
 Review = Callable[[Context], dict]
 Version = Callable[[Context], int]

@@ -25,7 +25,9 @@ into the live one. If any task fails, the version that served before goes on ser
 
 - **choose** looks up the version; what does not exist ends here. *Skipped*: the alias `approved` is gone again.
 - **decide** … **swap** are the steps of a retraining. Whoever triggered the release, or set the alias, is recorded.
-- **settle** removes the alias `approved` when all is over, well or not, so that it can be set again.
+- **settle** removes the alias `approved` when a release that it started is over, well or not, so that it can be set
+  again. If `choose` could not ask the registry, the alias stays and starts another release. A release by hand removes
+  it only if that very version came into service.
 """
 
 
@@ -39,9 +41,12 @@ def chosen_version(context: Context) -> int:
     return context["ti"].xcom_pull(task_ids="choose")["version"]
 
 
+# A release that could not ask the registry is told of again (`settle`). With a registry that answers the triggerer but
+# never `choose`, these retries (20, 40, 80 and 160 s apart at least) make that one red release in 5 minutes at most.
 @task(
-    retries=3,
+    retries=4,
     retry_delay=timedelta(seconds=20),
+    retry_exponential_backoff=True,
     execution_timeout=timedelta(minutes=5),
     doc_md="Which version is meant, who wants it and why. An alias is looked up once: it may move while this runs.",
 )
@@ -79,16 +84,41 @@ def wish(context: Context, tags: dict) -> dict:
     retry_delay=timedelta(seconds=30),
     retry_exponential_backoff=True,
     execution_timeout=timedelta(minutes=5),
-    doc_md="Removes the alias `approved` of this version, however the release ended, so that it can be set again.",
+    doc_md="Removes the alias `approved` of this version, so that it can be set again: however the release ended that "
+    "it started, or when a release by hand has put the version into service.",
 )
 def settle(**context) -> None:
-    version, approved = chosen_version(context), registry.aliases().get(registry.APPROVED)
+    ti, told = context["ti"], context["asset_state_store"][APPROVAL]
+    asked, chosen = context["dag_run"].run_type == "asset_triggered", ti.xcom_pull(task_ids="choose")
+    if asked and chosen is None:  # the registry was away, or the alias gone: whatever is wished now is told of anew
+        told.delete(TOLD)
+        return
+    if not asked and not swapped(context):
+        return  # a wish for the same version has a release of its own
+    try:
+        if use_up_wish(chosen["version"]):
+            told.delete(TOLD)
+    except registry.NoAnswer:
+        if ti.try_number > ti.max_tries:  # the wish stays in the registry: it must not stay without an answer
+            told.delete(TOLD)
+        raise
+
+
+def use_up_wish(version: int) -> bool:
+    """Whether no wish is left in the registry: a newer one for another version stays, its own release will end it."""
+    approved = registry.aliases().get(registry.APPROVED)
     registry.delete_tags(version, registry.APPROVED_BY, registry.APPROVED_WHY)
     if approved not in (version, None):
-        return  # a newer wish, which its own release will end
+        return False
     if approved == version:
         registry.delete_alias(registry.APPROVED)
-    context["asset_state_store"][APPROVAL].delete(TOLD)
+    return True
+
+
+def swapped(context: Context) -> bool:
+    run_id = context["dag_run"].run_id
+    states = context["ti"].get_task_states(dag_id=dag.dag_id, task_ids=["swap"], run_ids=[run_id])
+    return states.get(run_id, {}).get("swap") == "success"
 
 
 with DAG(
@@ -124,9 +154,9 @@ with DAG(
     tags=["toxicity"],
 ) as dag:
     step = partial(step_task, version=chosen_version)
-    chosen, settled = choose(), settle()
+    settled = settle()
     chain(
-        chosen,
+        choose(),
         step("decide", review=released_by),
         step("export_onnx"),
         step("build_engine"),
@@ -134,5 +164,6 @@ with DAG(
         step("swap", on_success_callback=Swapped()),
         settled,
     )
-    # A teardown runs however the release ends, and cannot turn a failed one green.
-    settled.as_teardown(setups=chosen)
+    # A teardown runs however the release ends, and cannot turn a failed one green. It has no setup: it runs as well
+    # when `choose` has failed.
+    settled.as_teardown()

@@ -73,6 +73,16 @@ def called(place, run: dict, step: str) -> dict:
     return json.loads(file.read_text().splitlines()[-1])["environment"]
 
 
+def start_by_hand(airflow, version: int) -> None:
+    body = {"logical_date": None, "conf": {"profile": "demo", "version": str(version)}}
+    airflow.http.post("/api/v2/dags/toxicity_release/dagRuns", json=body).raise_for_status()
+
+
+def state_of(airflow, number: int, task: str) -> str | None:
+    run = releases(airflow)[number - 1]["dag_run_id"]
+    return airflow.get(f"/dags/toxicity_release/dagRuns/{run}/taskInstances/{task}")["state"]
+
+
 def test_the_alias_approved_starts_one_release_and_is_used_up_by_it(airflow, place, registry, mlflow_server):
     from local import services
 
@@ -124,4 +134,38 @@ def test_it_can_be_set_again_after_a_refusal_and_after_the_registry_was_away(air
     run = until(lambda: ended(airflow, number + 3))
     assert run["state"] == "success"
     assert json.loads(called(place, run, "decide")["TOXIC_REVIEW"])["reviewer"] == "a reviewer in MLflow"
+    assert len(releases(airflow)) == number + 3
+
+
+def test_a_wish_outlives_a_failed_release_by_hand_and_a_registry_that_is_away_at_choose(
+    airflow, place, registry, mlflow_server
+):
+    from local import services
+
+    number = len(releases(airflow))
+    version = registry.register(approved_by="Ada")
+    write_plan(airflow.steps, exit={"decide": 2})
+    (airflow.steps / "decide.wait").touch()
+    start_by_hand(airflow, version)
+    until(lambda: len(releases(airflow)) > number and state_of(airflow, number + 1, "decide") == "running")
+    told = airflow.get("/assets/events")["total_entries"]
+    registry.set_alias("approved", version)
+    until(lambda: airflow.get("/assets/events")["total_entries"] > told)  # its release waits for the first
+    kill(place, "mlflow")
+    (airflow.steps / "decide.wait").unlink()
+    assert until(lambda: ended(airflow, number + 1))["state"] == "failed"
+    write_plan(airflow.steps)
+    until(lambda: len(releases(airflow)) > number + 1)
+    until(lambda: state_of(airflow, number + 2, "choose") == "up_for_retry")
+    # Its other tries take 5 minutes: ended here as the last of them would end.
+    path = f"/dags/toxicity_release/dagRuns/{releases(airflow)[number + 1]['dag_run_id']}/taskInstances/choose"
+    airflow.http.patch(f"/api/v2{path}", json={"new_state": "failed"}).raise_for_status()
+    assert until(lambda: ended(airflow, number + 2))["state"] == "failed"
+    assert state_of(airflow, number + 2, "settle") == "success"
+
+    services.wait_until_healthy(place, [mlflow_server()], say=lambda _: None)
+    run = until(lambda: ended(airflow, number + 3))
+    assert (run["state"], run["run_type"]) == ("success", "asset_triggered")
+    assert json.loads(called(place, run, "decide")["TOXIC_REVIEW"])["reviewer"] == "Ada"
+    assert registry.aliases() == {}
     assert len(releases(airflow)) == number + 3

@@ -97,6 +97,15 @@ def test_a_run_tells_of_the_gate_and_the_swap_by_mail_slack_and_web(weekly, step
     ]
 
 
+def test_slack_gets_what_people_typed_as_plain_text(configured, posts):
+    configured(room={"conn_type": "slackwebhook", "host": f"http://127.0.0.1:{posts.port}", "password": "/T0/B0/x"})
+    typed = "<!channel> <http://x|it's & fine>"
+    notices.deliver("room", notices.Message("failure", typed, typed, "http://y/?a=1&b=2"))
+    ((_, body),) = posts.received
+    plain = "&lt;!channel&gt; &lt;http://x|it's &amp; fine&gt;"
+    assert body["text"] == f"*{plain}*\n{plain}\nhttp://y/?a=1&amp;b=2"
+
+
 def text_of(message) -> str:
     (part,) = message.get_payload()
     return part.get_payload(decode=True).decode()

@@ -2,8 +2,12 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
+from conftest import free_port
+
+from dags import registry as registry_of_dags
 
 AFTER_GATE = {"review", "decide", "export_onnx", "build_engine", "stage", "swap"}
 PARAMS = {"profile": "demo", "promotion": "config"}
@@ -57,6 +61,7 @@ def test_a_good_version_goes_all_the_way(run):
         "decision": "approve",
         "reviewer": "auto",
         "reason": "promotion.mode is auto and the gate was passed",
+        "by_mode": True,
     }
 
 
@@ -87,7 +92,8 @@ def test_a_version_that_nobody_wants_ends_green(run, steps):
     state, states, calls = run()
     assert state == "success"
     assert (states["review"], states["decide"], states["swap"]) == ("success", "skipped", "skipped")
-    assert json.loads(calls["decide"][0]["environment"]["TOXIC_REVIEW"])["decision"] == "reject"
+    review = json.loads(calls["decide"][0]["environment"]["TOXIC_REVIEW"])
+    assert (review["decision"], review["reviewer"], review["by_mode"]) == ("reject", "auto", True)
 
 
 def answer(chosen, reason, asked):
@@ -136,6 +142,19 @@ def test_a_person_reads_the_figures_and_approves(run, steps):
     assert "(http://127.0.0.1:8080/#/models/toxic_classificator/versions/7)" in body
     assert "[The report](http://127.0.0.1:8080/#/runs/0123abcd" in body
     assert "no answer within 72 hours" in body
+
+
+def test_what_people_typed_cannot_forge_a_line_or_a_link_of_the_review(run, steps, tmp_path):
+    steps(mode="review", hold="[fine](http://x)\n\n**Checked** by <b>Ada</b>")
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    plan["results"]["gate"] |= {"overrides": ["x"], "overridden_by": "`Bob`", "overridden_why": "too\n\n| strict |\\"}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    asked = []
+    run(meanwhile=lambda: answer("Approve", None, asked))
+    lines = asked[0][1].splitlines()
+    assert r"**Limits were changed** by \`Bob\`: too \| strict \|\\" in lines
+    held = r"**Held**: \[fine\](http://x) \*\*Checked\*\* by \<b\>Ada\</b\>. Automatic promotion waits for a person."
+    assert held in lines
 
 
 def test_a_hold_makes_auto_ask_and_a_rejection_is_passed_on(run, steps):
@@ -221,7 +240,7 @@ def test_what_the_registry_does_not_know_ends_before_anything_starts(released, r
     registry.set_alias("previous", registry.register())
     state, states, calls = released(version=version)
     assert (state, states["choose"], calls) == ("failed", "failed", {})
-    assert states["settle"] == "upstream_failed"
+    assert (states["decide"], states["settle"]) == ("upstream_failed", "success")
     why = {
         "9": "toxic_classificator has no version 9",
         "nobody": "no version carries the alias nobody: the aliases are previous",
@@ -230,16 +249,38 @@ def test_what_the_registry_does_not_know_ends_before_anything_starts(released, r
     assert why[version] in capfd.readouterr().out
 
 
-def test_a_release_that_is_refused_is_red_and_its_approval_is_used_up(released, registry, steps):
-    version, newer = registry.register(), registry.register()
+def test_a_release_by_hand_that_is_refused_is_red_and_leaves_a_wish_alone(released, registry, steps):
+    version, newer = registry.register(approved_by="Ada"), registry.register()
     registry.set_alias("approved", version)
     steps(exit={"decide": 2})
-    state, states, _ = released(version="approved")
+    state, states, _ = released(version=str(version))
     assert (state, states["decide"], states["swap"], states["settle"]) == (
         *("failed", "failed", "upstream_failed"),
         "success",
     )
-    assert registry.aliases() == {}
+    assert (registry.aliases(), registry.tags(version)["approved_by"]) == ({"approved": version}, "Ada")
     registry.set_alias("approved", newer)  # a newer wish than the release that ends now
-    released(version=str(version))
+    steps()
+    assert released(version=str(version))[0] == "success"
     assert registry.aliases() == {"approved": newer}
+
+
+def test_a_wish_is_told_of_again_when_the_registry_stays_away_to_the_end(release, monkeypatch):
+    server = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    settle = release.get_task("settle")
+
+    def at_try(number) -> dict:
+        """What the trigger remembers after that try."""
+        memory = {"told": 7}
+        ti = SimpleNamespace(try_number=number, max_tries=settle.retries, xcom_pull=lambda **_: {"version": 7})
+        store = {settle.inlets[0]: SimpleNamespace(delete=memory.pop)}
+        dag_run = SimpleNamespace(run_type="asset_triggered")
+        with pytest.raises(
+            registry_of_dags.NoAnswer, match=f"^the registry at {server} does not .*ConnectError.*: start"
+        ):
+            settle.python_callable(ti=ti, asset_state_store=store, dag_run=dag_run)
+        return memory
+
+    assert at_try(settle.retries) == {"told": 7}
+    assert at_try(settle.retries + 1) == {}

@@ -112,7 +112,8 @@ def docker(monkeypatch):
     monkeypatch.setenv("TOXIC_WORKSPACE_VOLUME", "the-workspace")
     monkeypatch.setenv("TOXIC_DOCKER_NETWORK", "the-network")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:8080")
-    monkeypatch.setenv("KAGGLE_KEY", "secret")
+    for name in ("KAGGLE_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "secret")
     return steps.step_task
 
 
@@ -145,7 +146,8 @@ def test_what_needs_the_gpu_asks_for_it_and_for_its_pool(docker, name):
 def test_secrets_are_not_in_what_airflow_shows(docker):
     task = docker("download")
     assert "secret" not in json.dumps(task.environment)
-    assert task._private_environment == {"KAGGLE_KEY": "secret"}
+    names = ("KAGGLE_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    assert task._private_environment == dict.fromkeys(names, "secret")
 
 
 @pytest.mark.parametrize(
