@@ -148,7 +148,10 @@ def killing(server, function, calls=1):
     return first
 
 
-AWAY = "MLflow at http://127.0.0.1:[0-9]+ does not answer, tried 2 times .*refused"
+# A connection that the server had kept open is reset, or closed without an answer; a new one is refused.
+CAUSE = r"\([^)]*(refused|reset by peer|without response)[^)]*\)"
+WAY_OUT = r"start it \(`make demo` does\) and this step again"
+AWAY = f"MLflow at http://127.0.0.1:[0-9]+ does not answer, tried 2 times {CAUSE}: {WAY_OUT}"
 
 
 def test_a_registry_that_is_away_leaves_service_alone(config, live, promote, mlflow_server):
@@ -217,3 +220,29 @@ def test_a_registry_that_goes_away_in_a_rollback_is_made_good_by_the_next(
     assert roll_back(config)["served_version"] == 2
     assert in_service(config) == 2 and aliases(config) == {"champion": 2, "previous": 1}
     assert registry.hold(config) == "version 3 was rolled back by ann: too strict"
+
+
+@pytest.mark.parametrize("mlflow_server", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("moment, serves", [("try_out", 1), ("confirm", 1), ("switch", 2)])
+def test_a_swap_that_has_lost_its_lease_stops_before_the_commit_and_the_next_tidies_up(
+    config, live, promote, monkeypatch, moment, serves
+):
+    promote(1)
+    before, step = aliases(config), getattr(swap, moment)
+
+    def then_taken_over(*arguments):
+        step(*arguments)
+        if moment != "confirm" or arguments[-1] == repository.TEXT:
+            monkeypatch.setattr("socket.gethostname", lambda: "another")
+            with registry.lease(config, "rollback by bo"):
+                pass
+
+    with monkeypatch.context() as patched, pytest.raises(registry.LeaseLost, match="swap of run run-2 ended .* look"):
+        patched.setattr(registry, "LEASE_SECONDS", -1)
+        patched.setattr(swap, moment, then_taken_over)
+        promote(2)
+    assert repository.served(repository.live(config)) == serves and aliases(config) == before
+    with registry.lease(config, "rollback by bo"), swap.live_server(config) as server:
+        swap.finish_or_undo(config, server)
+    assert in_service(config) == serves and registry.alias(config, "champion") == serves
+    assert promote(2)["served_version"] == 2
