@@ -7,6 +7,7 @@ replaced. Only swap and rollback write the last two, under a lease.
 import functools
 import logging
 import os
+import re
 import socket
 import time
 import uuid
@@ -17,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from tasks.config import Config
-from tasks.errors import StepFailed, UsageError
+from tasks.errors import StepFailed, UsageError, without_credentials
 from tasks.run import Run
 
 log = logging.getLogger(__name__)
@@ -73,12 +74,13 @@ def answering(config: Config):
         # What the server has answered is another exception, or does not start so.
         if "API request to " not in words:
             raise
-        cause = words.rpartition(": ")[2].strip("()'\"")  # of a chain of causes the first one
+        # Of a chain of causes the first one; where it is a Python exception, what that says.
+        cause = re.split("['\"]", words.rpartition(": ")[2].strip("()'\""))[-1]
         tried = "once" if config.mlflow.attempts == 1 else f"{config.mlflow.attempts} times"
         raise StepFailed(
-            f"MLflow at {config.mlflow.tracking_uri} does not answer, tried {tried} "
-            f"({cause[:150]}): start it (`make demo` does) and this step again, or name another with "
-            "mlflow.tracking_uri=…, or MLFLOW_TRACKING_URI"
+            f"MLflow at {without_credentials(config.mlflow.tracking_uri)} does not answer, tried {tried} "
+            f"({without_credentials(cause)[:150]}): start it (`make demo` does) and this step again, or name another "
+            "with mlflow.tracking_uri=…, or MLFLOW_TRACKING_URI"
         ) from None
 
 

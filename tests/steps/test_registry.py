@@ -14,7 +14,7 @@ import pytest
 import commands
 from tasks import config as configuration
 from tasks.errors import Skip, StepFailed, UsageError
-from tasks.promotion import decide, registry
+from tasks.promotion import decide, registry, report
 from tasks.run import find
 
 ROOT = Path(__file__).parents[2]
@@ -215,6 +215,17 @@ def test_the_history_is_of_versions_that_served_and_are_not_bad(config):
     version(config, served_at=early, rolled_back_at=late)
     version(config, served_at="2026-11-10T03:00:00.000+00:00", rolled_back_at=late)  # released again all the same
     assert registry.history(config) == [5, 2, 3]
+
+
+def test_the_link_to_the_page_holds_no_password(overrides, mlflow_server, monkeypatch, tmp_path):
+    monkeypatch.delenv("TOXIC_MLFLOW_URL", raising=False)
+    address = mlflow_server.uri.replace("://", "://ann:S3cret@")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    config = configuration.load([o for o in overrides if not o.startswith("mlflow.tracking_uri=")])
+    assert config.mlflow.tracking_uri == address
+    mlflow_run = registry.training_run(config, find(tmp_path, "weekly-1"))
+    url = report.page_url(config, mlflow_run, tmp_path / "report.html")
+    assert url.startswith(f"{mlflow_server.uri}/#/experiments/") and url.endswith("/artifacts/report.html")
 
 
 def call(capsys, *arguments):

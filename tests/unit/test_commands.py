@@ -62,6 +62,13 @@ def test_no_mlflow_server_is_said_in_words(tmp_path):
     assert "MLflow at http://127.0.0.1:9 does not answer, tried once" in ended.stderr.splitlines()[-1]
 
 
+def test_a_password_in_the_address_of_mlflow_is_not_said(tmp_path):
+    ended = call(tmp_path, "hold", "mlflow.attempts=1", MLFLOW_TRACKING_URI="http://toxic:S3cret@127.0.0.1:9")
+    assert ended.returncode == 1
+    assert "MLflow at http://***@127.0.0.1:9 does not answer, tried once" in ended.stderr.splitlines()[-1]
+    assert "S3cret" not in ended.stdout + ended.stderr
+
+
 @pytest.mark.parametrize("step", [step.__name__ for step in commands.STEPS])
 def test_every_step_explains_itself(tmp_path, step):
     ended = call(tmp_path, step, "--help")
