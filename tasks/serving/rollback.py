@@ -22,9 +22,9 @@ def run(overrides, reviewer, reason, config_path, config_name) -> dict:
     Raises:
         StepFailed: nothing is in service, no version is left to go back to, or the live repository has lost it.
     """
-    from tasks.step import open_run
+    from tasks.step import without_a_run
 
-    _, config, _ = open_run("rollback", [str(o) for o in overrides], config_path, config_name)
+    config = without_a_run(overrides, config_path, config_name)
     who, why = reviewer or getpass.getuser(), reason or "none given"
     with registry.lease(config, f"rollback by {who}") as still_mine, swap.live_server(config) as server:
         finished = swap.finish_or_undo(config, server)

@@ -144,6 +144,7 @@ def replace(
     """
     started = time.monotonic()
     live = repository.live(config)
+    config = repository.as_built(config, live, version)
     repository.create(config, live)
     old = repository.served(live)
     loaded = old is not None and all(server.is_model_ready(part, str(old)) for part in repository.PARTS)
@@ -243,6 +244,7 @@ def set_aliases(config: Config, aliases: dict) -> None:
 def finish(config: Config, server, journal: dict) -> None:
     """What follows a commit: the old version leaves the server's memory, the registry learns it, old folders go."""
     live, version = repository.live(config), journal["to"]
+    config = repository.as_built(config, live, version)
     for part in repository.PARTS:
         wanted = repository.part_config(config, part, [version])
         load(config, server, wanted)

@@ -5,6 +5,8 @@ import uuid
 import pytest
 from serving_parts import VERSIONS, answer, overrides, ready, run_of
 
+from tasks import config as configuration
+from tasks import run as runs
 from tasks.errors import StepFailed
 from tasks.promotion import hold, registry
 from tasks.serving import repository, rollback, swap
@@ -149,7 +151,9 @@ def killing(server, function, calls=1):
 
 
 # A connection that the server had kept open is reset, or closed without an answer; a new one is refused.
-CAUSE = r"\([^)]*(refused|reset by peer|without response)[^)]*\)"
+CAUSE = (
+    r"\((\[Errno [0-9]+\] Connection refused|Connection reset by peer|Remote end closed connection without response)\)"
+)
 WAY_OUT = r"start it \(`make demo` does\) and this step again"
 AWAY = f"MLflow at http://127.0.0.1:[0-9]+ does not answer, tried 2 times {CAUSE}: {WAY_OUT}"
 
@@ -246,3 +250,23 @@ def test_a_swap_that_has_lost_its_lease_stops_before_the_commit_and_the_next_tid
         swap.finish_or_undo(config, server)
     assert in_service(config) == serves and registry.alias(config, "champion") == serves
     assert promote(2)["served_version"] == 2
+
+
+def test_a_rollback_and_a_hold_take_no_runs_overrides(config, live, promote):
+    promote(1)
+    promote(2)
+    weekly = run_of(config.workspace, "weekly")
+    runs.record(weekly, config, ["serving=tensorrt", "mlflow.registered_model=another", "serving.url=127.0.0.1:9"])
+    assert runs.newest(config.workspace) == weekly
+    by_hand = [o for o in overrides(config) if o != "profile=demo"]
+    # What a version is built for now, by default, is not what these are built for: it would not load.
+    assert configuration.load(by_hand).serving.engine == "tensorrt" != config.serving.engine
+    assert configuration.load(by_hand).serving.max_batch_size != config.serving.max_batch_size
+
+    assert rollback.run(by_hand, "ann", "too strict", "configs", "config")["served_version"] == 1
+    assert in_service(config) == 1 and aliases(config) == {"champion": 1, "previous": None}
+    for model in (repository.CLASSIFIER, repository.TEXT):
+        written = repository.read(repository.config_file(repository.live(config), model))
+        assert written.max_batch_size == config.serving.max_batch_size
+    held = hold.run(by_hand, False, None, None, "configs", "config")
+    assert held["hold"] == "version 2 was rolled back by ann: too strict"
