@@ -1,5 +1,7 @@
 """The three ways in which a step ends without having done its work; `commands.py` turns them into exit codes."""
 
+import re
+
 
 class UsageError(Exception):
     """Bad arguments, configuration or a missing file: what was asked cannot be done as asked (exit 2)."""
@@ -18,3 +20,11 @@ class Skip(Exception):
     def __init__(self, message: str, **result):
         super().__init__(message)
         self.result = result
+
+
+def without_credentials(text: str) -> str:
+    """The text with `***` for user and password in every address: what is shown, logged or kept is not for everybody.
+
+    A password may hold an `@`; SQLAlchemy takes one with a `/`, too.
+    """
+    return re.sub(r"://([^/\s]*@|[^:/@\s]+:[^@\s]*@)", "://***@", text)

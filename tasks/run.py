@@ -5,6 +5,7 @@ hand, `download` opens a new run and every other step means the newest one.
 """
 
 import logging
+import re
 import shutil
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -14,7 +15,7 @@ import yaml
 
 from tasks import files
 from tasks.config import Config
-from tasks.errors import UsageError
+from tasks.errors import UsageError, without_credentials
 
 log = logging.getLogger(__name__)
 
@@ -100,12 +101,22 @@ def overrides(run: Run) -> list[str]:
 
 
 def record(run: Run, config: Config, overrides: list[str]) -> None:
-    """Writes who the run is (`run.json`) and the configuration it resolved to (`config.yaml`)."""
+    """Writes who the run is (`run.json`) and the configuration it resolved to (`config.yaml`), for people to read.
+
+    Raises:
+        UsageError: an override holds a password: later steps need it as it is, and a run folder is no place for it.
+    """
+    for override in overrides:
+        if re.search(r"://[^/@\s]*:[^@\s]*@", override):
+            raise UsageError(
+                f"{without_credentials(override)} holds a password, which would be kept in {run.folder}: give it in "
+                "the environment instead (MLFLOW_TRACKING_URI, TOXIC_DVC_REMOTE; see configs/config.yaml)"
+            )
     file = run.folder / "run.json"
     now = datetime.now(timezone.utc).isoformat(timespec="microseconds")
     created_at = files.read_json(file)["created_at"] if file.exists() else now
     resolved = yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
-    files.write_text(run.folder / "config.yaml", resolved)
+    files.write_text(run.folder / "config.yaml", without_credentials(resolved))
     files.write_json(file, {"run_id": run.id, "created_at": created_at, "overrides": overrides})
 
 

@@ -65,6 +65,12 @@ def open_run(step, overrides, config_path="configs", config_name="config"):
     return run, configuration.load(all_overrides, config_path, config_name), all_overrides
 
 
+def without_a_run(overrides, config_path="configs", config_name="config"):
+    """The configuration of a command that belongs to no run, and so takes no run's overrides."""
+    all_overrides = overrides_from_environment() + [str(o) for o in overrides]
+    return configuration.load(all_overrides, config_path, config_name)
+
+
 def in_dag() -> bool:
     return bool(os.environ.get("TOXIC_RUN_ID"))
 
@@ -135,6 +141,7 @@ def prepare_process() -> None:
         "GX_ANALYTICS_ENABLED": "False",
         "DVC_NO_ANALYTICS": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it may hold a password
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",

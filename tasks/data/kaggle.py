@@ -21,7 +21,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
 from tasks import files
 from tasks.config import Config, Kaggle, Source
-from tasks.errors import StepFailed, UsageError
+from tasks.errors import StepFailed, UsageError, without_credentials
 
 log = logging.getLogger(__name__)
 
@@ -321,6 +321,6 @@ def without_secrets(text: str) -> str:
     line = " ".join(text.split())
     for secret in credentials():
         line = line.replace(secret, "***")
-    line = re.sub(r"://[^/@\s]+@", "://***@", line)
+    line = without_credentials(line)
     line = re.sub(r"\?[^\s'\")]*", "?…", line)
     return line if len(line) <= 300 else line[:300] + "…"

@@ -15,13 +15,13 @@ def run(overrides, clear, reviewer, reason, config_path, config_name) -> dict:
     Raises:
         UsageError: a reason for clearing without --clear.
     """
-    from tasks.step import open_run
+    from tasks.step import without_a_run
 
     if not isinstance(clear, bool):
         raise UsageError(f"--clear={clear}: it takes no value; put it after the overrides")
     if (reviewer or reason) and not clear:
         raise UsageError("--reason and --reviewer go with --clear")
-    _, config, _ = open_run("hold", [str(o) for o in overrides], config_path, config_name)
+    config = without_a_run(overrides, config_path, config_name)
     if not clear:
         return {"step": "hold", "hold": registry.hold(config)}
     who, why = reviewer or getpass.getuser(), reason or "none given"

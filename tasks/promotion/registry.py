@@ -7,16 +7,18 @@ replaced. Only swap and rollback write the last two, under a lease.
 import functools
 import logging
 import os
+import re
 import socket
 import time
 import uuid
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from pathlib import Path
 
 import psutil
 
 from tasks.config import Config
-from tasks.errors import StepFailed, UsageError
+from tasks.errors import StepFailed, UsageError, without_credentials
 from tasks.run import Run
 
 log = logging.getLogger(__name__)
@@ -72,12 +74,13 @@ def answering(config: Config):
         # What the server has answered is another exception, or does not start so.
         if "API request to " not in words:
             raise
-        cause = words.rpartition(": ")[2].strip("()'\"")  # of a chain of causes the first one
+        # Of a chain of causes the first one; where it is a Python exception, what that says.
+        cause = re.split("['\"]", words.rpartition(": ")[2].strip("()'\""))[-1]
         tried = "once" if config.mlflow.attempts == 1 else f"{config.mlflow.attempts} times"
         raise StepFailed(
-            f"MLflow at {config.mlflow.tracking_uri} does not answer, tried {tried} "
-            f"({cause[:150]}): start it (`make demo` does) and this step again, or name another with "
-            "mlflow.tracking_uri=…, or MLFLOW_TRACKING_URI"
+            f"MLflow at {without_credentials(config.mlflow.tracking_uri)} does not answer, tried {tried} "
+            f"({without_credentials(cause)[:150]}): start it (`make demo` does) and this step again, or name another "
+            "with mlflow.tracking_uri=…, or MLFLOW_TRACKING_URI"
         ) from None
 
 
@@ -271,28 +274,37 @@ def protected_runs(config: Config) -> set[str]:
 _ended: set[str] = set()  # tokens of leases of this process that it could not give back
 
 
+class LeaseLost(StepFailed):
+    """Another has taken over, and finishes or undoes what this one has begun: there is nothing to tidy up."""
+
+
 @contextmanager
 def lease(config: Config, holder: str, run_id: str | None = None):
     """Only one process at a time may change what serves: both DAGs and the command line take this lease first.
 
     Everybody who wants it draws a ticket: a version of the registered model `…-lease`, since version numbers are the
     one thing that a registry gives out one after another. The lowest ticket holds the lease, the others are given back.
-    A ticket counts no longer when its time is over, when its process is known to be dead, or when it is of an earlier
-    try of the same run on another machine.
+    A ticket of this machine counts as long as its process lives, and no longer. One of another machine counts until
+    its time is over, or a later try of the same run draws one here.
+
+    Yields a function that raises LeaseLost where the lease has gone to another machine meanwhile: to be called before
+    what cannot be taken back.
 
     Args:
         holder: who wants it, in words for the others.
         run_id: the run whose step wants it; None for a person.
 
     Raises:
-        StepFailed: somebody else holds it; the message says who, since and until when.
+        StepFailed: somebody else holds it; the message says who, since when, and when to try again.
     """
     name = f"{config.mlflow.registered_model}-lease"
     ensure_model(config, name)
     ticket = _draw(config, name, holder, run_id)
     try:
-        _require_lowest(config, name, ticket)
-        yield
+        _clear_the_way(config, name, ticket)
+        still_mine = functools.partial(_require_lowest, config, name, ticket)
+        still_mine()
+        yield still_mine
     finally:
         try:
             _give_back(config, name, ticket.version)
@@ -307,9 +319,9 @@ def _draw(config: Config, name: str, holder: str, run_id: str | None):
         "holder": holder,
         "run_id": run_id or "",
         "token": uuid.uuid4().hex,
-        "host": socket.gethostname(),
+        "host": _machine(),
         "pid": str(os.getpid()),
-        "process_started": str(psutil.Process().create_time()),
+        "process_started": _process_started(os.getpid()),
         "started": str(started),
         "expires": str(started + LEASE_SECONDS),
     }
@@ -317,30 +329,64 @@ def _draw(config: Config, name: str, holder: str, run_id: str | None):
     return client(config).create_model_version(name, f"lease:///{mine['token']}", tags=mine, description=words)
 
 
-def _require_lowest(config: Config, name: str, mine) -> None:
-    tickets = sorted(client(config).search_model_versions(f"name='{name}'"), key=lambda ticket: int(ticket.version))
-    for ticket in tickets:
-        if ticket.version == mine.version:
+def _tickets(config: Config, name: str) -> list:
+    return sorted(client(config).search_model_versions(f"name='{name}'"), key=lambda ticket: int(ticket.version))
+
+
+def _clear_the_way(config: Config, name: str, mine) -> None:
+    """Removes the tickets before mine that count no longer; raises StepFailed at the first that does."""
+    for ticket in _tickets(config, name):
+        if int(ticket.version) >= int(mine.version):
             return
         if not _counts_no_longer(ticket.tags, mine.tags):
             held = ticket.tags
+            here = f": try again after it; it is process {held['pid']} here, and holds the lease as long as it lives"
+            there = f" and until {_clock(held['expires'])} at the latest: try again after it"
             raise StepFailed(
-                f"{held['holder']} is changing what serves, since {_clock(held['started'])} and until "
-                f"{_clock(held['expires'])} at the latest: try again after it"
+                f"{held['holder']} is changing what serves, since {_clock(held['started'])}"
+                + (here if held["host"] == mine.tags["host"] else there)
             )
         log.warning("the lease of %s counts no longer", ticket.tags["holder"])
         _give_back(config, name, ticket.version)
 
 
+def _require_lowest(config: Config, name: str, mine) -> None:
+    lowest = next(iter(_tickets(config, name)), None)
+    if lowest is None or lowest.version != mine.version:
+        raise LeaseLost(
+            f"the lease of {mine.tags['holder']} ended at {_clock(mine.tags['expires'])} and was taken over"
+            + (f" by {lowest.tags['holder']}" if lowest else "")
+            + ": look what serves now, and start this again if it is still wanted; the next swap or rollback undoes or "
+            "finishes what is half done"
+        )
+
+
 def _counts_no_longer(held: dict[str, str], mine: dict[str, str]) -> bool:
-    if held["token"] in {mine["token"], *_ended} or float(held["expires"]) < time.time():
+    if held["token"] in {mine["token"], *_ended}:
         return True
-    if held["host"] != mine["host"]:
-        return held["run_id"] == mine["run_id"] != ""
+    if held["host"] == mine["host"]:
+        return _process_started(int(held["pid"])) != held["process_started"]
+    return float(held["expires"]) < time.time() or held["run_id"] == mine["run_id"] != ""
+
+
+def _machine() -> str:
+    """Where a process id means the same process: containers on their host's network share its name, but no ids."""
+    ids = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()} {os.readlink(ids) if psutil.LINUX else ''}".strip()
+
+
+def _process_started(pid: int) -> str | None:
+    """When a process started, in terms that a change of the clock leaves alone; None where it has ended."""
     try:
-        return str(psutil.Process(int(held["pid"])).create_time()) != held["process_started"]
-    except psutil.NoSuchProcess:
-        return True
+        if not psutil.LINUX:
+            return str(psutil.Process(pid).create_time())
+        # Behind the program's name, which may hold anything: the state, and as field 22 the ticks since the boot.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+        return None
+    if fields[0] in "ZX":  # killed, and its parent has not noticed
+        return None
+    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {fields[19]}"
 
 
 def _give_back(config: Config, name: str, ticket: str) -> None:

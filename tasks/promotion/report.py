@@ -9,6 +9,7 @@ import polars as pl
 
 from tasks import files, page
 from tasks.config import Config
+from tasks.errors import without_credentials
 from tasks.labels import TYPES
 from tasks.promotion import compare, registry
 from tasks.promotion.gate import LANGUAGE_NAMES, mark
@@ -156,13 +157,15 @@ def lineage(tags: dict[str, str]) -> dict[str, str]:
 def page_url(config: Config, mlflow_run: str, target: Path) -> str:
     """Where a browser opens the page: as an artifact in MLflow, or the file itself where no server is configured.
 
-    TOXIC_MLFLOW_URL is MLflow's address for people: in a network of containers the server has another one.
+    TOXIC_MLFLOW_URL is MLflow's address for people: in a network of containers the server has another one. A password
+    in the address is not for all who read the link: the browser asks for theirs.
     """
     server = os.environ.get("TOXIC_MLFLOW_URL") or config.mlflow.tracking_uri
     if not server.startswith("http"):
         return target.as_uri()
     experiment = registry.client(config).get_run(mlflow_run).info.experiment_id
-    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs/{mlflow_run}/artifacts/{target.name}"
+    server = without_credentials(server.rstrip("/")).replace("://***@", "://")
+    return f"{server}/#/experiments/{experiment}/runs/{mlflow_run}/artifacts/{target.name}"
 
 
 def link(config: Config, values: dict) -> None:

@@ -186,6 +186,7 @@ def record(config: Config, folder: Path, **facts) -> dict:
         "sha256": files.sha256(folder),
         "files": hashes,
         "max_batch_size": config.serving.max_batch_size,
+        "buckets": config.serving.buckets,
         **facts,
     }
     files.write_json(folder / "engine.json", engine)

@@ -40,6 +40,13 @@ def create(config: Config, repository: Path) -> None:
             (repository / ensemble / "1").mkdir(parents=True, exist_ok=True)
 
 
+def as_built(config: Config, repository: Path, version: int) -> Config:
+    """The configuration, but with the engine and sizes that an installed version was built with."""
+    engine = files.read_json(folder(repository, CLASSIFIER, version) / "engine.json")
+    built = {name: engine[name] for name in ("engine", "max_batch_size", "buckets") if name in engine}
+    return config.model_copy(update={"serving": config.serving.model_copy(update=built)})
+
+
 def part_config(config: Config, part: str, versions: list[int]):
     """The model configuration (protobuf) of a part that serves these versions; without any, of none in particular."""
     gpu = part == CLASSIFIER and config.serving.engine == "tensorrt"

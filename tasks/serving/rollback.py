@@ -22,18 +22,18 @@ def run(overrides, reviewer, reason, config_path, config_name) -> dict:
     Raises:
         StepFailed: nothing is in service, no version is left to go back to, or the live repository has lost it.
     """
-    from tasks.step import open_run
+    from tasks.step import without_a_run
 
-    _, config, _ = open_run("rollback", [str(o) for o in overrides], config_path, config_name)
+    config = without_a_run(overrides, config_path, config_name)
     who, why = reviewer or getpass.getuser(), reason or "none given"
-    with registry.lease(config, f"rollback by {who}"), swap.live_server(config) as server:
+    with registry.lease(config, f"rollback by {who}") as still_mine, swap.live_server(config) as server:
         finished = swap.finish_or_undo(config, server)
         if finished and finished["hold"]:
             bad, target, seconds = finished["from"], finished["to"], None
         else:
             bad, target = registry.alias(config, "champion"), choose(config)
             change = swap.going_back(config, bad, target, who, why)
-            seconds = swap.replace(config, server, target, **change)
+            seconds = swap.replace(config, server, still_mine, target, **change)
     log.info("version %d serves again, %d is tagged as rolled back", target, bad)
     return {"step": "rollback", "served_version": target, "rolled_back_version": bad, "swap_seconds": seconds}
 

@@ -32,7 +32,7 @@ def run(config: Config, run: Run) -> dict:
             not do there what it did in `stage`. The version that served before goes on serving.
     """
     version, engine = build_engine.of_run(config, run)
-    with registry.lease(config, f"swap of run {run.id}", run.id), live_server(config) as server:
+    with registry.lease(config, f"swap of run {run.id}", run.id) as still_mine, live_server(config) as server:
         finish_or_undo(config, server)
         champion = registry.alias(config, "champion")
         if champion == version and repository.served(repository.live(config)) == version:
@@ -52,7 +52,7 @@ def run(config: Config, run: Run) -> dict:
             change = going_back(config, champion, version, decided["reviewer"], decided["reason"])
         else:
             change = going_forward(config, champion, version)
-        seconds = replace(config, server, version, **change)
+        seconds = replace(config, server, still_mine, version, **change)
     return {"served_version": version, "previous_version": champion, "swap_seconds": seconds}
 
 
@@ -134,22 +134,26 @@ def journal_file(config: Config) -> Path:
     return config.workspace / "triton" / "swap.json"
 
 
-def replace(config: Config, server, version: int, aliases: dict, tags: dict, hold: str | None = None) -> float:
+def replace(
+    config: Config, server, still_mine, version: int, aliases: dict, tags: dict, hold: str | None = None
+) -> float:
     """Puts an installed version into service in the place of the one that serves; returns the seconds it took.
 
     Args:
+        still_mine: called before each part of the commit; raises LeaseLost where another changes what serves by now.
         aliases: registry aliases, and the version each shall name (None: no version), the champion last.
         tags: registry version → tags it gets.
         hold: why automatic promotion waits for a person from now on, or None.
 
     Raises:
         StepFailed: it did not work; what served before serves again. Or it did, and the registry knows only in part:
-            the next swap or rollback finishes that.
+            the next swap or rollback finishes that. LeaseLost: all is left as it is to that next one.
     """
     started = time.monotonic()
     if hold:  # first: one that a killed rollback leaves behind only asks for a person, one that it lacks asks nobody
         registry.set_hold(config, hold)
     live = repository.live(config)
+    config = repository.as_built(config, live, version)
     repository.create(config, live)
     old = repository.served(live)
     loaded = old is not None and all(server.is_model_ready(part, str(old)) for part in repository.PARTS)
@@ -167,8 +171,11 @@ def replace(config: Config, server, version: int, aliases: dict, tags: dict, hol
     try:
         load_beside(config, server, live, journal["serving"], version)
         try_out(config, server, live, version)
-        switch(config, server, live, version)
+        switch(config, server, still_mine, live, version)
+        still_mine()
         set_aliases(config, aliases)
+    except registry.LeaseLost:
+        raise  # an undo now would undo what the other does
     except BaseException as error:
         log.error("version %d is not put into service: %s", version, error)
         undo(config, server, journal)
@@ -204,11 +211,13 @@ def try_out(config: Config, server, live: Path, version: int) -> None:
     server.unload_model(repository.TRIAL)
 
 
-def switch(config: Config, server, live: Path, version: int) -> None:
+def switch(config: Config, server, still_mine, live: Path, version: int) -> None:
     """Ties the ensemble to a version, sees it answer, and only then writes it down: the commit."""
     wanted = repository.text_config(config, version)
+    still_mine()
     load(config, server, wanted)
     confirm(server, live, version, repository.TEXT)
+    still_mine()
     repository.write(live, wanted)
 
 
@@ -243,6 +252,7 @@ def set_aliases(config: Config, aliases: dict) -> None:
 def finish(config: Config, server, journal: dict) -> None:
     """What follows a commit: the old version leaves the server's memory, the registry learns it, old folders go."""
     live, version = repository.live(config), journal["to"]
+    config = repository.as_built(config, live, version)
     for part in repository.PARTS:
         wanted = repository.part_config(config, part, [version])
         load(config, server, wanted)

@@ -5,6 +5,8 @@ import uuid
 import pytest
 from serving_parts import VERSIONS, answer, overrides, ready, run_of
 
+from tasks import config as configuration
+from tasks import run as runs
 from tasks.errors import StepFailed
 from tasks.promotion import hold, registry
 from tasks.serving import repository, rollback, swap
@@ -148,7 +150,12 @@ def killing(server, function, calls=1):
     return first
 
 
-AWAY = "MLflow at http://127.0.0.1:[0-9]+ does not answer, tried 2 times .*refused"
+# A connection that the server had kept open is reset, or closed without an answer; a new one is refused.
+CAUSE = (
+    r"\((\[Errno [0-9]+\] Connection refused|Connection reset by peer|Remote end closed connection without response)\)"
+)
+WAY_OUT = r"start it \(`make demo` does\) and this step again"
+AWAY = f"MLflow at http://127.0.0.1:[0-9]+ does not answer, tried 2 times {CAUSE}: {WAY_OUT}"
 
 
 def test_a_registry_that_is_away_leaves_service_alone(config, live, promote, mlflow_server):
@@ -217,3 +224,49 @@ def test_a_registry_that_goes_away_in_a_rollback_is_made_good_by_the_next(
     assert roll_back(config)["served_version"] == 2
     assert in_service(config) == 2 and aliases(config) == {"champion": 2, "previous": 1}
     assert registry.hold(config) == "version 3 was rolled back by ann: too strict"
+
+
+@pytest.mark.parametrize("mlflow_server", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("moment, serves", [("try_out", 1), ("confirm", 1), ("switch", 2)])
+def test_a_swap_that_has_lost_its_lease_stops_before_the_commit_and_the_next_tidies_up(
+    config, live, promote, monkeypatch, moment, serves
+):
+    promote(1)
+    before, step = aliases(config), getattr(swap, moment)
+
+    def then_taken_over(*arguments):
+        step(*arguments)
+        if moment != "confirm" or arguments[-1] == repository.TEXT:
+            monkeypatch.setattr("socket.gethostname", lambda: "another")
+            with registry.lease(config, "rollback by bo"):
+                pass
+
+    with monkeypatch.context() as patched, pytest.raises(registry.LeaseLost, match="swap of run run-2 ended .* look"):
+        patched.setattr(registry, "LEASE_SECONDS", -1)
+        patched.setattr(swap, moment, then_taken_over)
+        promote(2)
+    assert repository.served(repository.live(config)) == serves and aliases(config) == before
+    with registry.lease(config, "rollback by bo"), swap.live_server(config) as server:
+        swap.finish_or_undo(config, server)
+    assert in_service(config) == serves and registry.alias(config, "champion") == serves
+    assert promote(2)["served_version"] == 2
+
+
+def test_a_rollback_and_a_hold_take_no_runs_overrides(config, live, promote):
+    promote(1)
+    promote(2)
+    weekly = run_of(config.workspace, "weekly")
+    runs.record(weekly, config, ["serving=tensorrt", "mlflow.registered_model=another", "serving.url=127.0.0.1:9"])
+    assert runs.newest(config.workspace) == weekly
+    by_hand = [o for o in overrides(config) if o != "profile=demo"]
+    # What a version is built for now, by default, is not what these are built for: it would not load.
+    assert configuration.load(by_hand).serving.engine == "tensorrt" != config.serving.engine
+    assert configuration.load(by_hand).serving.max_batch_size != config.serving.max_batch_size
+
+    assert rollback.run(by_hand, "ann", "too strict", "configs", "config")["served_version"] == 1
+    assert in_service(config) == 1 and aliases(config) == {"champion": 1, "previous": None}
+    for model in (repository.CLASSIFIER, repository.TEXT):
+        written = repository.read(repository.config_file(repository.live(config), model))
+        assert written.max_batch_size == config.serving.max_batch_size
+    held = hold.run(by_hand, False, None, None, "configs", "config")
+    assert held["hold"] == "version 2 was rolled back by ann: too strict"

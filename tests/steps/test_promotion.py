@@ -280,10 +280,3 @@ def test_two_can_not_hold_the_lease(config):
                 pass
     with registry.lease(config, "rollback by bo"):
         pass
-
-
-def test_a_lease_ends_with_its_time(config, monkeypatch):
-    monkeypatch.setattr(registry, "LEASE_SECONDS", -1)
-    with registry.lease(config, "killed"):
-        with registry.lease(config, "next"):
-            pass

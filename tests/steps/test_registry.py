@@ -14,7 +14,7 @@ import pytest
 import commands
 from tasks import config as configuration
 from tasks.errors import Skip, StepFailed, UsageError
-from tasks.promotion import decide, registry
+from tasks.promotion import decide, registry, report
 from tasks.run import find
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +54,8 @@ import sys
 from tasks import config as configuration
 from tasks.errors import StepFailed
 from tasks.promotion import registry
-config = configuration.load(sys.argv[3:])
+registry.LEASE_SECONDS = float(sys.argv[3])
+config = configuration.load(sys.argv[4:])
 registry.hold(config)  # imported and connected
 print("ready", flush=True)
 sys.stdin.readline()
@@ -72,9 +73,9 @@ def holder(overrides, config):
     """A function that starts a process which takes the lease when it is told to, and gives it back when told again."""
     started = []
 
-    def start(name, run_id=""):
+    def start(name, run_id="", seconds=1800):
         process = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, name, run_id, *overrides],
+            [sys.executable, "-c", HOLDER, name, run_id, str(seconds), *overrides],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -108,7 +109,7 @@ def test_of_two_runs_at_once_exactly_one_may_change_what_serves(config, holder):
     ((refused, _),) = said.items()
     name = "weekly-1" if winner is runs[0] else "release-2"
     assert refused.startswith(f"refused: swap of run {name} is changing what serves, since ")
-    assert refused.endswith(" UTC at the latest: try again after it") and " and until " in refused
+    assert f" UTC: try again after it; it is process {winner.pid} here" in refused
     with pytest.raises(StepFailed, match=f"swap of run {name} is changing what serves"):
         with registry.lease(config, "rollback by bo"):
             pass
@@ -131,6 +132,55 @@ def test_the_lease_of_a_killed_process_is_taken_over_at_once(config, holder):
                 pass
 
 
+def test_a_living_process_holds_the_lease_beyond_its_time_and_a_zombie_does_not(config, holder):
+    slow = holder("swap of run weekly-1", "weekly-1", seconds=-1)
+    assert heard(slow) == "ready"
+    tell(slow)
+    assert heard(slow) == "holds"
+    os.kill(slow.pid, signal.SIGSTOP)  # a laptop that sleeps, a debugger
+    with pytest.raises(StepFailed, match=f"swap of run weekly-1 is changing .* it is process {slow.pid} here"):
+        with registry.lease(config, "rollback by bo"):
+            pass
+    os.kill(slow.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, slow.pid, os.WEXITED | os.WNOWAIT)  # dead, and not yet reaped
+    with registry.lease(config, "rollback by bo"):
+        pass
+
+
+def test_a_process_is_known_by_its_start_and_not_by_its_number(config, monkeypatch):
+    started = registry._process_started(os.getpid())
+    assert started == registry._process_started(os.getpid())
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert registry._process_started(child.pid) not in (None, started)
+    child.communicate(b"\n")
+    assert registry._process_started(child.pid) is None
+    lease = f"{config.mlflow.registered_model}-lease"
+    registry.ensure_model(config, lease)
+    with monkeypatch.context() as patched:  # a process of before the last boot had the number that is this one's now
+        patched.setattr(registry, "_process_started", lambda pid: f"another-boot {started.split()[-1]}")
+        registry._draw(config, lease, "swap of run weekly-1", "weekly-1")
+    with registry.lease(config, "rollback by bo"):
+        pass
+
+
+def test_who_has_lost_the_lease_is_told_before_the_commit(config, monkeypatch):
+    with monkeypatch.context() as elsewhere:  # it stood still until its time was over
+        elsewhere.setattr("socket.gethostname", lambda: "elsewhere")
+        elsewhere.setattr(registry, "LEASE_SECONDS", -1)
+        lost = registry.lease(config, "swap of run weekly-1", "weekly-1")
+        check = lost.__enter__()
+        check()  # nobody has taken it over yet
+    with registry.lease(config, "rollback by bo") as still_mine:
+        with pytest.raises(
+            registry.LeaseLost, match="of swap of run weekly-1 ended at .* taken over by rollback by bo"
+        ):
+            check()
+        still_mine()
+    with pytest.raises(registry.LeaseLost, match="taken over: look what serves now, and start this again"):
+        check()
+    lost.__exit__(None, None, None)
+
+
 def test_a_lease_of_another_machine_lasts_until_its_time_is_over(config, monkeypatch):
     def from_elsewhere(seconds):
         with monkeypatch.context() as elsewhere:
@@ -140,7 +190,7 @@ def test_a_lease_of_another_machine_lasts_until_its_time_is_over(config, monkeyp
 
     registry.ensure_model(config, f"{config.mlflow.registered_model}-lease")
     from_elsewhere(3)
-    with pytest.raises(StepFailed, match="swap of run weekly-1 is changing what serves"):
+    with pytest.raises(StepFailed, match="weekly-1 is changing what serves, since .* and until .* UTC at the latest"):
         with registry.lease(config, "rollback by bo"):
             pass
     time.sleep(3)
@@ -165,6 +215,17 @@ def test_the_history_is_of_versions_that_served_and_are_not_bad(config):
     version(config, served_at=early, rolled_back_at=late)
     version(config, served_at="2026-11-10T03:00:00.000+00:00", rolled_back_at=late)  # released again all the same
     assert registry.history(config) == [5, 2, 3]
+
+
+def test_the_link_to_the_page_holds_no_password(overrides, mlflow_server, monkeypatch, tmp_path):
+    monkeypatch.delenv("TOXIC_MLFLOW_URL", raising=False)
+    address = mlflow_server.uri.replace("://", "://ann:S3cret@")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    config = configuration.load([o for o in overrides if not o.startswith("mlflow.tracking_uri=")])
+    assert config.mlflow.tracking_uri == address
+    mlflow_run = registry.training_run(config, find(tmp_path, "weekly-1"))
+    url = report.page_url(config, mlflow_run, tmp_path / "report.html")
+    assert url.startswith(f"{mlflow_server.uri}/#/experiments/") and url.endswith("/artifacts/report.html")
 
 
 def call(capsys, *arguments):

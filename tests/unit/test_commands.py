@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,33 @@ def test_no_mlflow_server_is_said_in_words(tmp_path):
     ended = call(tmp_path, "decide", "release.version=1", "mlflow.attempts=1", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert ended.returncode == 1
     assert "MLflow at http://127.0.0.1:9 does not answer, tried once" in ended.stderr.splitlines()[-1]
+
+
+def test_an_mlflow_server_that_hangs_up_is_said_in_words(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up():
+            connection, _ = server.accept()
+            connection.recv(1)  # and what else has come is lost: the connection is reset
+            connection.close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        ended = call(tmp_path, "hold", "mlflow.attempts=1", MLFLOW_TRACKING_URI=address)
+        thread.join()
+    assert ended.returncode == 1
+    said = (
+        f"MLflow at {address} does not answer, tried once (Connection reset by peer): start it (`make demo` does) and "
+    )
+    assert ended.stderr.splitlines()[-1].startswith(said)
+
+
+def test_a_password_in_the_address_of_mlflow_is_not_said(tmp_path):
+    ended = call(tmp_path, "hold", "mlflow.attempts=1", MLFLOW_TRACKING_URI="http://toxic:S3cret@127.0.0.1:9")
+    assert ended.returncode == 1
+    assert "MLflow at http://***@127.0.0.1:9 does not answer, tried once" in ended.stderr.splitlines()[-1]
+    assert "S3cret" not in ended.stdout + ended.stderr
 
 
 @pytest.mark.parametrize("step", [step.__name__ for step in commands.STEPS])

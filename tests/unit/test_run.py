@@ -6,9 +6,10 @@ import sys
 import textwrap
 
 import pytest
+import yaml
 
 from tasks import config, files, run, step
-from tasks.errors import Skip, StepFailed, UsageError
+from tasks.errors import Skip, StepFailed, UsageError, without_credentials
 
 
 @pytest.fixture
@@ -30,6 +31,37 @@ def test_a_step_leaves_its_result_its_config_and_its_log(workspace, caplog):
     assert result["answer"] == 42 and result["status"] == "done"
     assert "tiny-qwen2" in (folder / "config.yaml").read_text()
     assert f"download of run {result['run_id']}" in (workspace / "logs" / f"{result['run_id']}.log").read_text()
+
+
+def everything_in(folder) -> str:
+    return "".join(file.read_text() for file in folder.rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize("address", ["postgresql://toxic:S3cret@db/mlflow", "http://toxic:S3c@ret@mlflow:8080"])
+def test_a_password_in_an_address_stays_out_of_the_run_folder(workspace, monkeypatch, address):
+    with pytest.raises(UsageError, match=r"://\*\*\*@.* holds a password.*MLFLOW_TRACKING_URI"):
+        step.execute("download", done, ["profile=demo", f"mlflow.tracking_uri={address}"])
+    assert "S3c" not in everything_in(workspace)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    run_id = step.execute("download", lambda config, run: {"is": config.mlflow.tracking_uri == address})["run_id"]
+    assert step.execute("prepare", lambda config, run: {"is": config.mlflow.tracking_uri == address})["is"] is True
+    kept = (workspace / "runs" / run_id / "config.yaml").read_text()
+    shown = without_credentials(address)
+    assert yaml.safe_load(kept)["mlflow"]["tracking_uri"] == shown and "://***@" in shown
+    assert "S3c" not in everything_in(workspace) and "toxic:" not in shown
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("no answer of http://a:b@h:80/x?y, tried", "no answer of http://***@h:80/x?y, tried"),
+        ("postgresql://a:b/c@h/d", "postgresql://***@h/d"),
+        ("http://h:80/x, write to me@h", "http://h:80/x, write to me@h"),
+        ("models:/toxic@champion sqlite:////a/b.db", "models:/toxic@champion sqlite:////a/b.db"),
+    ],
+)
+def test_credentials_in_addresses_are_not_shown(text, shown):
+    assert without_credentials(text) == shown
 
 
 def test_by_hand_download_opens_a_run_and_the_others_go_on_with_it(workspace):
