@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -77,14 +78,15 @@ def mlflow_on_sqlite(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory):
+def postgres():
     """The address of an empty database of a PostgreSQL that is made for these tests, on loopback alone."""
     missing = missing_for_postgres()
     if missing and os.environ.get("CI"):
         pytest.fail(f"{missing}; with CI set that is a failure: see .ci/run and `make envs`")
     if missing:
         pytest.skip(missing)
-    folder = tmp_path_factory.mktemp("postgres")
+    # Not in pytest's own folder: that is its owner's alone, and the server may run as somebody else.
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))
     as_user = ordinary_user(folder)
     data, port = folder / "data", free_port()
     subprocess.run(
@@ -98,7 +100,9 @@ def postgres(tmp_path_factory):
     subprocess.run([*control, "-o", options, "start"], check=True, stdout=subprocess.DEVNULL, cwd=folder)
     yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
     stopped = subprocess.run([*control, "-m", "immediate", "stop"], capture_output=True, text=True, cwd=folder)
-    assert stopped.returncode == 0, stopped.stderr + (folder / "log").read_text()
+    log = (folder / "log").read_text()
+    shutil.rmtree(folder)
+    assert stopped.returncode == 0, stopped.stderr + log
 
 
 def missing_for_postgres() -> str | None:
@@ -124,9 +128,6 @@ def ordinary_user(folder: Path) -> list[str]:
         return []
     nobody = pwd.getpwnam("nobody")
     os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-    for parent in folder.parents:  # pytest keeps its folders to their owner
-        if parent.stat().st_uid == 0 and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o011)
     return ["setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups"]
 
 

@@ -166,6 +166,7 @@ def replace(
         "aliases": aliases,
         "aliases_before": {name: registry.alias(config, name) for name in aliases},
         "tags": tags,
+        "hold": hold,  # says that it is a rollback
     }
     files.write_json(journal_file(config), journal)
     try:

@@ -209,16 +209,21 @@ def test_a_registry_that_goes_away_in_a_swap_is_made_good_by_the_next_start(
     assert not swap.journal_file(config).exists()
 
 
+@pytest.mark.parametrize(
+    "call, said, serves",
+    [("set_hold", "^", 3), ("tag", "version 2 is in service, but .*run the same command again: ", 2)],
+)
 def test_a_registry_that_goes_away_in_a_rollback_is_made_good_by_the_next(
-    config, live, promote, mlflow_server, monkeypatch
+    config, live, promote, mlflow_server, monkeypatch, call, said, serves
 ):
     for number in VERSIONS:
         promote(number)
     try:
         with monkeypatch.context() as patched:
-            patched.setattr(registry, "set_hold", killing(mlflow_server, registry.set_hold))
-            with pytest.raises(StepFailed, match=f"version 2 is in service, but .*run the same command again: {AWAY}"):
+            patched.setattr(registry, call, killing(mlflow_server, getattr(registry, call)))
+            with pytest.raises(StepFailed, match=f"{said}{AWAY}"):
                 roll_back(config)
+        assert answer(config)["version"] == serves
     finally:
         mlflow_server.start()
     assert roll_back(config)["served_version"] == 2
