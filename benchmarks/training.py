@@ -2,10 +2,11 @@
 
     python benchmarks/training.py [--figures=high,low,peer,whole,quality] [model.name=FOLDER key=value …]
 
-Needs a prepared workspace (`download`, `prepare`), for `whole` and `quality` an MLflow store as well. `whole` is the step
-`train`: the process from its start to its end, and the time from the first batch to the merged model on disk. `quality`
-is what `evaluate` says of that model and of its gain over the baseline. The usual recipe, `peer`, is PEFT with Hugging
-Face's Trainer: NF4, gradient checkpointing, batches of 4 padded to the longest length. Prints one JSON line per figure.
+Needs a prepared workspace (`download`, `prepare`), for `whole` and `quality` an MLflow store as well. `whole` is the
+step `train`: the process from its start to its end, and the time from the first batch to the merged model on disk.
+`quality` is what `evaluate` says of that model and of its gain over the baseline. The usual recipe, `peer`, is PEFT
+with Hugging Face's Trainer: NF4, gradient checkpointing, batches of 4 padded to the longest length. Prints one JSON
+line per figure.
 """
 
 import argparse
