@@ -70,7 +70,7 @@ def wish(context: Context, tags: dict) -> dict:
     if context["dag_run"].run_type == "asset_triggered":
         return {
             "reviewer": tags.get(registry.APPROVED_BY, "a reviewer in MLflow"),
-            "reason": tags.get(registry.APPROVED_WHY, "the alias `approved` was set in the registry"),
+            "reason": tags.get(registry.APPROVED_WHY, "none given"),
         }
     return {
         "reviewer": context["dag_run"].triggering_user_name or "release",

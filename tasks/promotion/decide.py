@@ -13,6 +13,7 @@ from tasks.run import Run
 log = logging.getLogger(__name__)
 
 TIMED_OUT = "timed_out"  # the reason of a rejection that nobody has spoken
+NO_REASON = "none given"
 
 
 def run(config: Config, run: Run, decision=None, reviewer=None, reason=None) -> dict:
@@ -29,11 +30,13 @@ def run(config: Config, run: Run, decision=None, reviewer=None, reason=None) -> 
     version = registry.candidate(config, run)
     tags = registry.tags(config, version)
     release = config.release.version is not None  # nothing was compared then; the person knows what serves now
-    if tags.get("gate") != "passed" and not (release and "served_at" in tags):
-        raise UsageError(
-            f"version {version} has not passed the gate: only a version with the tag gate=passed is decided"
-        )
     review = by_person(decision, reviewer, reason) or from_environment() or by_mode(config, tags)
+    missed = missed_by(tags, release)
+    if missed and not (release and review["reason"] != NO_REASON):
+        raise UsageError(
+            f"version {version} has not passed the gate ({missed}): only toxicity_release puts it into service, with a "
+            "reason, which the registry keeps; what the steps after this one check binds all the same"
+        )
     champion = registry.alias(config, "champion") if release else run.result("gate")["champion"]
     result = {"version": version, "champion": champion, "at": registry.now(), **review}
     if review["decision"] is None:
@@ -47,13 +50,23 @@ def run(config: Config, run: Run, decision=None, reviewer=None, reason=None) -> 
         registry.require_champion(config, version, champion)
         if not release:
             registry.require_not_rolled_back(config, version, since=tags.get("served_at", ""))
-    record(config, result, release)
+    record(config, result, release, missed)
     if review["decision"] == "reject":
         raise Skip(f"version {version} was rejected by {review['reviewer']}: {review['reason']}", **result)
     return result
 
 
-def record(config: Config, result: dict, release: bool) -> None:
+def missed_by(tags: dict[str, str], release: bool) -> str | None:
+    """What of the gate speaks against a version: the checks it missed, or that there was no gate; None: nothing.
+
+    Where a version that has served is released again, limits that it was held against later don't bar its way back.
+    """
+    if tags.get("gate") == "passed" or release and "served_at" in tags:
+        return None
+    return tags.get("gate_missed", "it was never judged")
+
+
+def record(config: Config, result: dict, release: bool, missed: str | None) -> None:
     """Tags the version with the decision. That of a release stands beside the one that its review came to.
 
     A rejection is the final verdict on this fingerprint of data, config and code. It is written last: a step that was
@@ -62,7 +75,8 @@ def record(config: Config, result: dict, release: bool) -> None:
     version, decision, who, why = (result[key] for key in ("version", "decision", "reviewer", "reason"))
     log.info("version %d: %s by %s (%s)", version, decision, who, why)
     if release and decision == "approve":
-        registry.tag(config, version, released_by=who, released_at=result["at"], released_why=why)
+        despite = {"released_despite": missed} if missed else {}
+        registry.tag(config, version, **despite, released_by=who, released_at=result["at"], released_why=why)
         return
     registry.tag(config, version, decision=decision, decided_by=who, decided_at=result["at"], decided_why=why)
     if decision == "reject" and registry.tags(config, version).get("verdict") != "promoted":
@@ -74,7 +88,7 @@ def by_person(decision, reviewer, reason) -> dict | None:
         return None
     if decision not in ("approve", "reject"):
         raise UsageError(f"--decision={decision} is not one of approve, reject")
-    return {"decision": decision, "reviewer": reviewer or getpass.getuser(), "reason": reason or "none given"}
+    return {"decision": decision, "reviewer": reviewer or getpass.getuser(), "reason": reason or NO_REASON}
 
 
 def from_environment() -> dict | None:

@@ -267,6 +267,19 @@ def test_a_version_that_missed_the_gate_can_not_be_approved(config, run):
         decide.run(config, run, decision="approve")
 
 
+@pytest.mark.parametrize(
+    "tags, missed", [({"gate": "failed", "gate_missed": "type_threat"}, "type_threat"), ({}, "never judged")]
+)
+def test_what_missed_the_gate_is_released_for_a_reason_alone_and_the_registry_keeps_it(config, run, tags, missed):
+    registry.tag(config, 1, **tags)
+    release = config.model_copy(update={"release": config.release.model_copy(update={"version": 1})})
+    with pytest.raises(UsageError, match=f"not passed the gate .*{missed}.*with a reason"):
+        decide.run(release, run, decision="approve", reviewer="ada")
+    decide.run(release, run, decision="approve", reviewer="ada", reason="threats are handled elsewhere")
+    found = registry.tags(config, 1)
+    assert missed in found["released_despite"] and found["released_why"] == "threats are handled elsewhere"
+
+
 def test_an_unknown_version_is_named(config, run):
     release = config.model_copy(update={"release": config.release.model_copy(update={"version": 99})})
     with pytest.raises(UsageError, match="no version 99"):
