@@ -263,10 +263,14 @@ def verdict_of(config: Config, fingerprint: str) -> dict | None:
     return {"run_id": last.tags["run_id"], "version": int(last.version), "verdict": last.tags["verdict"]}
 
 
+def aliased(config: Config) -> set[int]:
+    """The versions that carry an alias."""
+    return {alias(config, name) for name in ("challenger", "approved", "champion", "previous")} - {None}
+
+
 def protected_runs(config: Config) -> set[str]:
     """Ids of the runs whose version carries an alias: their folders are kept."""
-    numbers = {alias(config, name) for name in ("challenger", "approved", "champion", "previous")} - {None}
-    return {tags(config, number).get("run_id", "") for number in numbers}
+    return {tags(config, number).get("run_id", "") for number in aliased(config)}
 
 
 # The lease ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -92,9 +93,13 @@ def content_hash(folder: Path) -> str | None:
 
 
 def rebuild(config: Config, number: int, target: Path) -> None:
-    """Merges a registry version's adapter onto its base again."""
+    """Merges a registry version's adapter onto its base again; such folders of versions without an alias go first."""
     from tasks.promotion import registry
 
+    kept = {f"version-{other}" for other in {number, *registry.aliased(config)}}
+    for folder in target.parent.glob("version-*"):  # each as large as the base
+        if folder.name not in kept:
+            shutil.rmtree(folder)
     log.info("rebuilding version %s from the registry", number)
     with files.new_folder(target) as folder:
         registry.fetch(config, number, folder)

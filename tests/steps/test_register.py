@@ -146,8 +146,12 @@ def test_a_version_brings_all_but_the_base(config, trained, tmp_path):
     # The tiny base is not pretrained, so its embeddings are trained and come along; no other weight of the base does.
     assert all("lora_" in name or "score" in name or "embed_tokens" in name for name in names)
 
-    again = tmp_path / "rebuilt"
+    registry.set_alias(config, "previous", 1)
+    for number in (1, 7):
+        files.write_text(tmp_path / f"version-{number}" / "merged" / "model.safetensors", "of an earlier rebuild")
+    again = tmp_path / "version-3"
     checkpoint.rebuild(config, 1, again)
+    assert {path.name for path in tmp_path.glob("version-*")} == {"version-1", "version-3"}  # 7 carries no alias
     merged = checkpoint.final(config) / "merged"
     assert files.sha256(again / "merged" / "model.safetensors") == files.sha256(merged / "model.safetensors")
     assert files.sha256(again / "merged" / "tokenizer.json") == files.sha256(merged / "tokenizer.json")
