@@ -10,6 +10,7 @@ line per figure.
 """
 
 import argparse
+import contextlib
 import gc
 import json
 import logging
@@ -137,7 +138,8 @@ def peer(config: Config, base: str) -> dict:
             save_strategy="no",
             report_to="none",
         )
-        Trainer(network, settings, train_dataset=rows, callbacks=[clock]).train()
+        with contextlib.redirect_stdout(sys.stderr):  # the Trainer prints its own figures
+            Trainer(network, settings, train_dataset=rows, callbacks=[clock]).train()
     length = sum(sum(row["attention_mask"]) for row in rows) / len(rows)
     messages = 4 * PEER_TIMED
     return {"messages": messages, "tokens": round(messages * length), "seconds": clock.seconds, **peaks()}

@@ -63,10 +63,15 @@ def overridden(config: Config) -> dict:
 
 def record_overrides(config: Config, version: int, step: str) -> None:
     """Tags the version with the limits that another step than this one judged it by, where they are not the shipped."""
-    found = overridden(config)
-    if found["overrides"]:
-        found["overrides"] = json.dumps(found["overrides"])
-        registry.tag(config, version, **{f"{step}_{key}": value for key, value in found.items()})
+    registry.tag(config, version, **override_tags(overridden(config), step))
+
+
+def override_tags(found: dict, step: str) -> dict[str, str]:
+    """What the registry keeps of `overridden`: nothing where the limits were the shipped ones."""
+    if not found["overrides"]:
+        return {}
+    who_and_why = {f"{step}_{key}": found[key] for key in ("overridden_by", "overridden_why")}
+    return {f"{step}_overrides": json.dumps(found["overrides"]), **who_and_why}
 
 
 def tag(config: Config, verdict: dict) -> None:
@@ -77,9 +82,7 @@ def tag(config: Config, verdict: dict) -> None:
     """
     version, before = verdict["version"], registry.tags(config, verdict["version"])
     tags = {f"gate_{key}": ", ".join(verdict[key]) for key in ("missed", "warned") if verdict[key]}
-    if verdict["overrides"]:
-        tags["gate_overrides"] = json.dumps(verdict["overrides"])
-        tags |= {f"gate_{key}": verdict[key] for key in ("overridden_by", "overridden_why")}
+    tags |= override_tags(verdict, "gate")
     if not verdict["passed"] and before.get("verdict", "gate_failed") == "gate_failed":
         tags["verdict"] = "gate_failed"
     for key, value in sorted(before.items()):

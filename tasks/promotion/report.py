@@ -61,6 +61,7 @@ def found_before(config: Config, run: Run) -> dict:
         "run_id": run.id,
         "name": config.mlflow.registered_model,
         "mode": config.promotion.mode,
+        "hours": config.promotion.review_hours,
         "verdict": verdict,
         "missed": [check for check in verdict["checks"] if mark(check) == "failed"],
         "warnings": [check for check in verdict["checks"] if mark(check) == "warning"],

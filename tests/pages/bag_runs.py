@@ -20,7 +20,7 @@ SMALL = [
 ]
 SHOWN = 20  # changed messages of each kind on the second version's page: it has more
 CHANGED_LIMITS = {
-    "overrides": [{"key": "toxic.min", "from": 0.85, "to": 0.8}],
+    "overrides": [{"key": "gate.toxic.min", "from": 0.85, "to": 0.8}],
     "overridden_by": "ada",
     "overridden_why": "the new source is <harder>",
 }
