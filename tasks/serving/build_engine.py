@@ -21,20 +21,26 @@ log = logging.getLogger(__name__)
 MODEL_FILE = {"onnx": "model.onnx", "tensorrt": "model.plan"}
 
 
-def folder_of(config: Config) -> Path:
-    return config.workspace / "models" / "engine"
+def folder_of(config: Config, run: Run) -> Path:
+    """The run's own folder, which no other run touches; gone once its version is in service."""
+    return config.workspace / "models" / "engine" / run.id
+
+
+def is_there(config: Config, run: Run) -> bool:
+    return folder_of(config, run).exists()
 
 
 def run(config: Config, run: Run) -> dict:
-    """Writes models/engine/: model.onnx or model.plan, tokenizer.json, settings.json and engine.json with their hashes.
+    """Writes models/engine/<run id>/: model.onnx or model.plan, tokenizer.json, settings.json and engine.json with the
+    hashes of the others.
 
     Raises:
-        UsageError: models/exported is not this run's.
+        UsageError: what the run has exported is not there, or has changed since.
     """
-    source, made = export_onnx.exported(config), run.result("export_onnx")
+    source, target, made = export_onnx.exported(config, run), folder_of(config, run), run.result("export_onnx")
     if not source.exists() or files.sha256(source) != made["sha256"]:
         raise UsageError(f"{source} is not what run {run.id} has exported: run `python commands.py export_onnx` first")
-    with files.new_folder(folder_of(config)) as folder:
+    with files.new_folder(target) as folder:
         facts = build(config, source / "model.onnx", folder / MODEL_FILE[config.serving.engine])
         for name in ("tokenizer.json", "settings.json"):
             shutil.copy2(source / name, folder)
@@ -42,7 +48,7 @@ def run(config: Config, run: Run) -> dict:
         engine = record(config, folder, **facts)
     known = {name: engine[name] for name in ("engine", "tensorrt", "gpu") if engine.get(name)}
     registry.tag(config, engine["version"], **known, engine_sha256=engine["sha256"])
-    size = (folder_of(config) / MODEL_FILE[engine["engine"]]).stat().st_size
+    size = (target / MODEL_FILE[engine["engine"]]).stat().st_size
     return {"version": engine["version"], "sha256": engine["sha256"], "bytes": size, **facts}
 
 
@@ -50,9 +56,9 @@ def of_run(config: Config, run: Run) -> tuple[int, Path]:
     """The version this run is about, and the folder with its engine.
 
     Raises:
-        UsageError: models/engine is not this run's.
+        UsageError: what the run has built is not there, or has changed since.
     """
-    folder, built = folder_of(config), run.result("build_engine")
+    folder, built = folder_of(config, run), run.result("build_engine")
     if not folder.exists() or files.read_json(folder / "engine.json")["sha256"] != built["sha256"]:
         raise UsageError(f"{folder} is not what run {run.id} has built: run `python commands.py build_engine` first")
     return built["version"], folder

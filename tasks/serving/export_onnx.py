@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks import files
+from tasks import run as runs
 from tasks.config import Config
 from tasks.errors import StepFailed, UsageError
 from tasks.labels import LABELS
@@ -24,12 +25,17 @@ OUTPUTS = ("logits", "decisions", "model_version")
 ONE_FILE_BYTES = 2**30  # protobuf ends at 2 GiB: larger models keep their weights in model.onnx.data
 
 
-def exported(config: Config) -> Path:
-    return config.workspace / "models" / "exported"
+def exported(config: Config, run: Run) -> Path:
+    """The run's own folder, which no other run touches; gone once its version is in service."""
+    return config.workspace / "models" / "exported" / run.id
+
+
+def is_there(config: Config, run: Run) -> bool:
+    return exported(config, run).exists()
 
 
 def run(config: Config, run: Run) -> dict:
-    """Writes models/exported/: model.onnx (and its data), tokenizer.json, settings.json.
+    """Writes models/exported/<run id>/: model.onnx (and its data), tokenizer.json, settings.json.
 
     Returns the version, the folder's SHA-256 and size, and the parity with torch.
 
@@ -45,7 +51,10 @@ def run(config: Config, run: Run) -> dict:
     messages = test_messages(config)
     if not messages:
         raise UsageError(f"{test_split(config)} does not exist: run `python commands.py prepare` first")
-    with files.new_folder(exported(config)) as folder:
+    runs.prune_builds(config.workspace)
+    files.require_free_disk(config.workspace, config.disk.min_free_gib)
+    target = exported(config, run)
+    with files.new_folder(target) as folder:
         settings, reference = export(config, source, version, folder / "model.onnx", messages)
         shutil.copy2(source / "merged" / "tokenizer.json", folder)
         files.write_json(folder / "settings.json", settings)
@@ -55,8 +64,8 @@ def run(config: Config, run: Run) -> dict:
         "version": version,
         "dtype": settings["dtype"],
         "opset": config.serving.opset,
-        "sha256": files.sha256(exported(config)),
-        "bytes": sum(file.stat().st_size for file in exported(config).glob("model.onnx*")),
+        "sha256": files.sha256(target),
+        "bytes": sum(file.stat().st_size for file in target.glob("model.onnx*")),
         "parity": parity,
     }
 

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from scipy.special import logit
-from serving_parts import MAX_LENGTH, ROOT, load_config, messages, run_of
+from serving_parts import MAX_LENGTH, ROOT, VERSIONS, load_config, messages, run_of
 
 from tasks import files
 from tasks.errors import StepFailed, UsageError
@@ -113,10 +113,21 @@ def test_an_engine_for_the_cpu_is_the_file_itself_with_its_hashes(made):
     assert files.read_json(engine / "settings.json")["buckets"] == [16, MAX_LENGTH]
 
 
-def test_an_export_of_another_run_is_not_built(bring, config):
-    bring(1)
-    with pytest.raises(UsageError, match="export_onnx"):
+def test_every_run_keeps_files_of_its_own(made):
+    config = load_config(made)
+    for version in VERSIONS:
+        run = run_of(made, version)
+        assert export_onnx.settings_of(export_onnx.exported(config, run) / "model.onnx")["version"] == version
+        assert build_engine.of_run(config, run) == (version, build_engine.folder_of(config, run))
+
+
+def test_what_the_run_has_not_exported_itself_is_not_built(bring, config):
+    run = bring(1)
+    with pytest.raises(UsageError, match="run-2 has exported.*export_onnx"):
         build_engine.run(config, run_of(config.workspace, 2))
+    (export_onnx.exported(config, run) / "settings.json").write_text("{}")
+    with pytest.raises(UsageError, match="run-1 has exported.*export_onnx"):
+        build_engine.run(config, run)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"not a model"])
