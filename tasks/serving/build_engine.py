@@ -238,15 +238,15 @@ def capability_to_build_for(config: Config, trt, gpu: Gpu | None) -> str:
     if config.serving.tensorrt_package == "tensorrt":
         if wanted != here:
             raise StepFailed(
-                f"serving.compute_capability={wanted}, but here is {is_here}, and TensorRT builds for no GPU but the one "
-                "it runs on: leave it CURRENT, and build where the engine will serve"
+                f"serving.compute_capability={wanted}, but here is {is_here}, and TensorRT builds for no GPU but the "
+                "one it runs on: leave it CURRENT, and build where the engine will serve"
             )
         return wanted
     known = [name for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
     if wanted not in known:
         raise StepFailed(
-            f"{name_of(config, trt)} does not build for {wanted}, only for {', '.join(known)} (here is {is_here}): name "
-            "one with serving.compute_capability, or serving.tensorrt_package=tensorrt"
+            f"{name_of(config, trt)} does not build for {wanted}, only for {', '.join(known)} (here is {is_here}): "
+            "name one with serving.compute_capability, or serving.tensorrt_package=tensorrt"
         )
     return wanted
 

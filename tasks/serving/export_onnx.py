@@ -317,7 +317,7 @@ def in_float32(file: Path, folder: Path) -> Path:
                 attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float32)))
     del model.graph.value_info[:]  # the types of what is between the nodes; they are inferred anew
     target = folder / "float32.onnx"
-    onnx.save_model(model, target, save_as_external_data=model.ByteSize() > ONE_FILE_BYTES, location="float32.data")
+    onnx.save_model(model, target, save_as_external_data=True, location="float32.data")
     return target
 
 
