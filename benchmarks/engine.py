@@ -57,7 +57,7 @@ def by_itself(part, *arguments) -> None:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         figures, facts = pool.submit(measured, part, *arguments).result()
     for name, (value, unit) in figures.items():
-        line(f"{part.__name__}_{name}", round(value, 3), unit, **facts)
+        line(f"{part.__name__}_{name}", float(f"{value:.3g}"), unit, **facts)
 
 
 def measured(part, *arguments) -> tuple[dict, dict]:

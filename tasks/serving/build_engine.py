@@ -101,7 +101,7 @@ def build_by_hand(overrides, onnx, output_path, config_path, config_name) -> dic
 
 
 def build(config: Config, onnx: Path, target: Path) -> dict:
-    """Writes the engine file and tries it; returns what is to be known about the machine it fits."""
+    """Writes the engine file; returns what is to be known about the machine it fits."""
     if config.serving.engine == "tensorrt":
         return build_plan(config, onnx, target)
     place_onnx(config, onnx, target)
@@ -335,7 +335,7 @@ def in_words(facts: dict) -> str:
     package = NAMES[facts.get("tensorrt_package", "tensorrt")]
     if facts.get("compute_capability") is None:
         return f"{package} {facts.get('tensorrt')} and no NVIDIA GPU"
-    gpu = facts["gpu"] or "any GPU"
+    gpu = facts.get("gpu") or "any GPU"
     return f"{package} {facts.get('tensorrt')} for {gpu} ({facts['compute_capability']})"
 
 
