@@ -134,7 +134,12 @@ def export_onnx(*overrides, checkpoint=None, output_path=None, config_path="conf
     if checkpoint is not None:
         return export_onnx.export_by_hand(overrides, checkpoint, output_path, config_path, config_name)
     return execute(
-        "export_onnx", export_onnx.run, overrides, config_path=config_path, config_name=config_name, reuse=True
+        "export_onnx",
+        export_onnx.run,
+        overrides,
+        config_path=config_path,
+        config_name=config_name,
+        reuse=export_onnx.is_there,
     )
 
 
@@ -153,7 +158,12 @@ def build_engine(*overrides, onnx=None, output_path=None, config_path="configs",
     if onnx is not None:
         return build_engine.build_by_hand(overrides, onnx, output_path, config_path, config_name)
     return execute(
-        "build_engine", build_engine.run, overrides, config_path=config_path, config_name=config_name, reuse=True
+        "build_engine",
+        build_engine.run,
+        overrides,
+        config_path=config_path,
+        config_name=config_name,
+        reuse=build_engine.is_there,
     )
 
 

@@ -9,7 +9,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from tasks.errors import UsageError
 from tasks.labels import LABELS, LANGUAGES, TYPES
@@ -268,9 +277,17 @@ class Gate(Section):
     overrides: list[dict] = []
 
 
+def not_float16(dtype):
+    if dtype in ("float16", "fp16", "half"):
+        raise ValueError("float16 overflows in the norms of Qwen2; bfloat16 is as small, and serves")
+    return dtype
+
+
 class Serving(Section):
     engine: Literal["tensorrt", "onnx"]
-    dtype: Literal["bfloat16", "float32"]
+    tensorrt_package: Literal["tensorrt", "tensorrt_rtx"]
+    compute_capability: str = Field(pattern=r"^(CURRENT|SM\d{2,3})$")
+    dtype: Annotated[Literal["bfloat16", "float32"], BeforeValidator(not_float16)]
     opset: int = Field(ge=18)
     url: str
     listen: str

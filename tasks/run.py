@@ -37,6 +37,9 @@ STEPS = (
     "swap",
 )
 
+# Folders in models/ that hold one folder per run: what it exports and builds on its way into service, gigabytes each.
+BUILDS = ("exported", "engine")
+
 # The command that writes a step's result, where it is not called like the step.
 _COMMANDS = {"validate_raw": "validate --what=raw", "validate_prepared": "validate --what=prepared"}
 
@@ -125,6 +128,27 @@ def prune(workspace: Path, keep: int, protected: set[str]) -> list[str]:
     removed = [run.folder for run in reversed(opened(workspace)[keep:]) if run.id not in protected]
     for folder in removed:
         shutil.rmtree(folder)
+        remove_builds(workspace, folder.name)
         (workspace / "logs" / f"{folder.name}.log").unlink(missing_ok=True)
         log.info("removed the old run %s", folder.name)
     return [folder.name for folder in removed]
+
+
+def remove_builds(workspace: Path, run_id: str) -> None:
+    """Removes what a run has exported and built: of no use once its version is in service, or the run is gone."""
+    for kind in BUILDS:
+        for name in (run_id, f".{run_id}.new", f".{run_id}.old"):  # see files.new_folder
+            shutil.rmtree(workspace / "models" / kind / name, ignore_errors=True)
+
+
+def prune_builds(workspace: Path) -> None:
+    """Removes what runs have exported and built whose folder is gone. Another run's that is under way stays."""
+    for place in [found for kind in BUILDS for found in workspace.glob(f"models/{kind}/*")]:
+        half_done = place.name.removeprefix(".").removesuffix(".new").removesuffix(".old")
+        if any((workspace / "runs" / owner).exists() for owner in (place.name, half_done)):
+            continue
+        log.info("removing %s: its run is gone", place)
+        if place.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
+        else:  # runs once shared these folders, and may go when no workspace is that old any more
+            place.unlink(missing_ok=True)

@@ -24,13 +24,14 @@ def execute(step, function, overrides=(), *, config_path="configs", config_name=
         step: the step's name, which is that of its result file.
         function: called as `function(config, run, **arguments)`; returns a dict.
         overrides: Hydra overrides from the command line. The run's own come first.
-        reuse: in the DAG, a result that is already there is returned: finished work is not done twice.
+        reuse: in the DAG, a result that is already there is returned: finished work is not done twice. A function of
+            configuration and run says whether what the step made is still there, too.
 
     Raises:
         Skip: with the same dict as `result`, when nothing that follows should run.
     """
     run, config, all_overrides = open_run(step, [str(o) for o in overrides], config_path, config_name)
-    if reuse and in_dag() and run.has(step):
+    if in_dag() and run.has(step) and (reuse(config, run) if callable(reuse) else reuse):
         log.info("%s is already done in run %s", step, run.id)
         return run.result(step)
     run.forget_from(step)

@@ -34,6 +34,7 @@ def run(config: Config, run: Run) -> dict:
         StepFailed: the server does not start, a figure is under its limit, or decisions differ from torch's.
     """
     version, engine = build_engine.of_run(config, run)
+    build_engine.require_fit(engine)
     gate.record_overrides(config, version, "stage")
     test = pl.read_parquet(config.workspace / "data" / "processed" / "test.parquet")
     folder = config.workspace / "triton" / "staging"

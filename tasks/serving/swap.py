@@ -14,7 +14,7 @@ from tasks import files
 from tasks.config import Config
 from tasks.errors import StepFailed
 from tasks.promotion import registry
-from tasks.run import Run
+from tasks.run import Run, remove_builds
 from tasks.serving import build_engine, client, repository, triton
 
 log = logging.getLogger(__name__)
@@ -31,12 +31,13 @@ def run(config: Config, run: Run) -> dict:
         StepFailed: somebody else changed the champion meanwhile, the server does not answer, or the new version does
             not do there what it did in `stage`. The version that served before goes on serving.
     """
-    version, engine = build_engine.of_run(config, run)
+    version = run.result("build_engine")["version"]
     with registry.lease(config, f"swap of run {run.id}", run.id) as still_mine, live_server(config) as server:
         finish_or_undo(config, server)
         champion = registry.alias(config, "champion")
         if champion == version and repository.served(repository.live(config)) == version:
             log.info("version %d is in service already", version)
+            remove_builds(config.workspace, run.id)
             return {"served_version": version, "previous_version": registry.alias(config, "previous")}
         decided = run.result("decide")
         registry.require_champion(config, version, decided["champion"])
@@ -47,12 +48,13 @@ def run(config: Config, run: Run) -> dict:
                 f"automatic promotion is on hold ({held}): trigger toxicity_release for version {version}, or clear "
                 'the hold with `python commands.py hold --clear --reason="…"` and run swap again'
             )
-        install(config, run, engine, version)
+        install(config, run, build_engine.of_run(config, run)[1], version)
         if config.release.version and champion and version == registry.alias(config, "previous"):
             change = going_back(config, champion, version, decided["reviewer"], decided["reason"])
         else:
             change = going_forward(config, champion, version)
         seconds = replace(config, server, still_mine, version, **change)
+    remove_builds(config.workspace, run.id)  # the live repository has all that is needed now
     return {"served_version": version, "previous_version": champion, "swap_seconds": seconds}
 
 

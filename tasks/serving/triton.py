@@ -44,9 +44,21 @@ def serve(config: Config) -> None:
     repository.create(config, models)
     version = repository.served(models)
     log.info("serving %s", f"version {version}" if version else "no version yet: `python commands.py swap` brings one")
+    if version:
+        say_whether_it_fits(repository.folder(models, repository.CLASSIFIER, version))
     ports = (config.serving.http_port, config.serving.grpc_port, config.serving.metrics_port)
     # A champion that no longer loads must not keep the server from starting: the next swap repairs it.
     become(config, models, ports, [repository.TEXT] if version else [], "--exit-on-error=false")
+
+
+def say_whether_it_fits(classifier: Path) -> None:
+    """Logs why the server is about to refuse its champion's engine: it names no GPU or version of TensorRT itself."""
+    from tasks.serving import build_engine
+
+    try:
+        build_engine.require_fit(classifier)
+    except StepFailed as error:
+        log.error("%s does not fit: %s", classifier, error)
 
 
 def serve_by_hand(config: Config, copied: Path) -> None:

@@ -16,6 +16,7 @@ from serving_parts import (
     write_data,
 )
 
+from tasks import run as runs
 from tasks.promotion import registry
 from tasks.run import Run
 from tasks.serving import build_engine, export_onnx, stage, swap, triton
@@ -41,8 +42,8 @@ def made(tmp_path_factory) -> Path:
         run.save("build_engine", build_engine.run(config, run))
         run.save("stage", stage.run(config, run))
         kept = workspace / "models" / str(version)
-        shutil.copytree(export_onnx.exported(config), kept / "exported")
-        shutil.copytree(build_engine.folder_of(config), kept / "engine")
+        shutil.copytree(export_onnx.exported(config, run), kept / "exported")
+        shutil.copytree(build_engine.folder_of(config, run), kept / "engine")
         shutil.move(folder, kept / "final")
         shutil.move(workspace / "data", kept / "data")
     return workspace
@@ -63,13 +64,14 @@ def bring(made, workspace):
     """Makes a version the one that models/ and data/ hold, as its retraining has left them."""
 
     def version(number: int) -> Run:
-        for place, name in (("models", "exported"), ("models", "engine"), (".", "data")):
-            shutil.rmtree(workspace / place / name, ignore_errors=True)
-            shutil.copytree(made / "models" / str(number) / name, workspace / place / name)
-        shutil.copytree(
-            made / "models" / str(number) / "final", workspace / "models/finetuned/final", dirs_exist_ok=True
-        )
-        return run_of(workspace, number)
+        run, kept = run_of(workspace, number), made / "models" / str(number)
+        runs.remove_builds(workspace, run.id)
+        for kind in runs.BUILDS:
+            shutil.copytree(kept / kind, workspace / "models" / kind / run.id)
+        shutil.rmtree(workspace / "data", ignore_errors=True)
+        shutil.copytree(kept / "data", workspace / "data")
+        shutil.copytree(kept / "final", workspace / "models/finetuned/final", dirs_exist_ok=True)
+        return run
 
     return version
 

@@ -67,7 +67,7 @@ def test_an_engine_of_another_run_is_not_staged(config, bring):
 
 def test_a_changed_engine_file_is_not_staged(config, bring):
     run = bring(1)
-    with (config.workspace / "models" / "engine" / "model.onnx").open("ab") as file:
+    with (config.workspace / "models" / "engine" / run.id / "model.onnx").open("ab") as file:
         file.write(b" ")
     with pytest.raises(StepFailed, match="model.onnx has SHA-256"):
         stage.run(config, run)

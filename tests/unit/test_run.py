@@ -126,6 +126,40 @@ def test_old_runs_are_pruned_but_not_the_protected(workspace):
     assert sorted(folder.name for folder in (workspace / "runs").iterdir()) == sorted([ids[0], *ids[3:]])
 
 
+def test_what_a_run_has_built_goes_with_it_and_what_no_run_owns_goes_too(workspace):
+    ids = [step.execute("download", done)["run_id"] for _ in range(3)]
+    places = {kind: workspace / "models" / kind for kind in run.BUILDS}
+    for place in places.values():
+        for name in (*ids, f".{ids[2]}.new", ".gone.new", ".gone.old", "gone"):
+            (place / name).mkdir(parents=True)
+            (place / name / "model.onnx").touch()
+        (place / "model.onnx").touch()
+    run.prune_builds(workspace)
+    for place in places.values():
+        assert sorted(found.name for found in place.iterdir()) == sorted([*ids, f".{ids[2]}.new"])
+    run.prune(workspace, keep=2, protected=set())
+    run.remove_builds(workspace, ids[2])
+    for place in places.values():
+        assert [found.name for found in place.iterdir()] == [ids[1]]
+
+
+def test_in_the_dag_a_result_is_used_again_while_what_it_stands_for_is_there(workspace, monkeypatch):
+    monkeypatch.setenv("TOXIC_RUN_ID", "weekly-1")
+    made = workspace / "made"
+
+    def make(config, run):
+        made.mkdir()
+        return {"made_at": made.stat().st_mtime_ns}
+
+    def again():
+        return step.execute("export_onnx", make, reuse=lambda config, run: made.exists())
+
+    first = again()
+    assert again() == first
+    made.rmdir()
+    assert again()["made_at"] > first["made_at"]
+
+
 def test_a_new_folder_replaces_the_old_one_whole_or_not_at_all(tmp_path):
     target = tmp_path / "data"
     with files.new_folder(target) as folder:

@@ -1,0 +1,130 @@
+"""What it takes to export the classifier to ONNX and to build its engine with TensorRT-RTX, on a host without a GPU.
+
+    python benchmarks/engine.py model.name=FOLDER                 # export a base model with a fresh head, then build
+    python benchmarks/engine.py --onnx=models/model.onnx          # only build, from a file that is there
+    python benchmarks/engine.py --keep=models model.name=FOLDER   # leave model.onnx and model.plan in a folder
+
+Each part runs in a process of its own, whose peak memory is its own. The export is checked on --messages messages of
+the generated sample. Prints one JSON line per figure; TensorRT's log goes to stderr. Further arguments are overrides of
+the configuration, such as serving.compute_capability=SM120.
+"""
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from datetime import date
+from itertools import islice
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tasks import config as configuration  # noqa: E402
+from tasks import files  # noqa: E402
+
+RTX = ["serving.tensorrt_package=tensorrt_rtx", "serving.compute_capability=SM89"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--onnx", type=Path, help="an exported file; without one, model.name is exported")
+    parser.add_argument("--keep", type=Path, help="a folder that keeps what is made")
+    parser.add_argument("--messages", type=int, default=16, help="to check the export on")
+    arguments, overrides = parser.parse_known_args()
+    overrides = ["profile=gpu", *RTX, *overrides]
+    with tempfile.TemporaryDirectory() as place:
+        folder = arguments.keep or Path(place)
+        folder.mkdir(parents=True, exist_ok=True)
+        onnx = arguments.onnx
+        if onnx is None:
+            onnx = folder / "model.onnx"
+            by_itself(export, overrides, onnx, arguments.messages)
+        by_itself(build, overrides, onnx, folder / "model.plan")
+
+
+def by_itself(part, *arguments) -> None:
+    """Runs a part in a process of its own and prints its figures."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        figures, facts = pool.submit(measured, part, *arguments).result()
+    for name, (value, unit) in figures.items():
+        line(f"{part.__name__}_{name}", float(f"{value:.3g}"), unit, **facts)
+
+
+def measured(part, *arguments) -> tuple[dict, dict]:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
+    figures, facts = part(*arguments)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {**figures, "peak_host_memory": (peak, "GiB")}, facts
+
+
+def export(overrides: list[str], onnx: Path, count: int) -> tuple[dict, dict]:
+    """Writes the base model with a fresh head as `onnx`, in the engine's dtype."""
+    from tasks.serving import export_onnx
+    from tasks.training import base_model, model
+
+    config = configuration.load(overrides)
+    with tempfile.TemporaryDirectory(dir=onnx.parent) as place:
+        checkpoint = Path(place)
+        base = base_model.resolve(config.model, config.seed, config.workspace)
+        model.load_base(config.model, base, config.seed, weights="plain").save_pretrained(checkpoint / "merged")
+        model.load_tokenizer(base).save_pretrained(checkpoint / "merged")
+        files.write_json(checkpoint / "training.json", {"max_length": config.model.max_length})
+        texts = messages(config.seed, count)
+        started = time.monotonic()
+        _, references = export_onnx.export(config, checkpoint, 1, onnx, texts)
+        exported = time.monotonic()
+        parity = export_onnx.compare(config, onnx, checkpoint, texts, references)
+        seconds = {"seconds": (exported - started, "s"), "parity_seconds": (time.monotonic() - exported, "s")}
+    spread = float(references["float32"].std())
+    differences = {
+        f"parity_{dtype}_largest_difference": (
+            parity[dtype]["max_difference"] / spread,
+            "standard deviations of a logit",
+        )
+        for dtype in references
+    }
+    size = sum(file.stat().st_size for file in onnx.parent.glob(f"{onnx.name}*"))
+    facts = {"dtype": config.serving.dtype, "opset": config.serving.opset, "messages": count}
+    return {**seconds, **differences, "size": (size / 2**30, "GiB")}, facts
+
+
+def messages(seed: int, count: int) -> list[str]:
+    """English and Russian ones by turns."""
+    from tasks.data import sample, sample_en, sample_ru
+
+    by_language = [islice(sample.rows(grammar, 0, seed), count) for grammar in (sample_en, sample_ru)]
+    return [text for pair in zip(*by_language) for text, _ in pair][:count]
+
+
+def build(overrides: list[str], onnx: Path, plan: Path) -> tuple[dict, dict]:
+    from tasks.serving import build_engine
+
+    with tempfile.TemporaryDirectory() as workspace:  # no timing cache of an earlier build
+        config = configuration.load([*overrides, f"workspace={workspace}"])
+        started = time.monotonic()
+        facts = build_engine.build(config, onnx, plan)
+        seconds = time.monotonic() - started
+    sizes = {"buckets": config.serving.buckets, "max_batch_size": config.serving.max_batch_size}
+    return {"seconds": (seconds, "s"), "size": (plan.stat().st_size / 2**30, "GiB")}, {**facts, **sizes}
+
+
+def line(name: str, value: float, unit: str, **more) -> None:
+    machine = f"{os.cpu_count()} cores, {round(psutil.virtual_memory().total / 2**30)} GiB, {platform.system()}"
+    print(
+        json.dumps({"name": name, "value": value, "unit": unit, **more, "machine": machine, "date": str(date.today())}),
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
