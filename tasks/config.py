@@ -264,7 +264,8 @@ class Gate(Section):
     parity: Parity
     bootstrap: int = Field(ge=100)
     override_reason: str
-    # What differs from the shipped limits, as {"key", "from", "to"}; `load` finds it.
+    # `load` finds both: which file of the group it is, and what differs from the shipped limits: {"key", "from", "to"}.
+    group: str = ""
     overrides: list[dict] = []
 
 
@@ -303,6 +304,7 @@ class Config(Section):
     training: Training
     gate: Gate
     serving: Serving
+    profile: str | None = None  # the one that was chosen; `load` finds it
 
 
 def load(overrides=(), config_path="configs", config_name="config") -> Config:
@@ -325,9 +327,9 @@ def load(overrides=(), config_path="configs", config_name="config") -> Config:
         raise UsageError(f"{folder / config_name}.yaml does not exist: see --config-path and --config-name")
     overrides = [_as_written(str(o)) for o in overrides]
     try:
-        values, _ = _compose(folder, config_name, overrides)
-        values.pop("profile", None)
-        config = Config.model_validate(values)
+        values, chosen = _compose(folder, config_name, overrides)
+        config = Config.model_validate({**values, "profile": chosen.get("profile")})
+        config.gate.group = chosen.get("gate", "")
         config.gate.overrides = _differences(_shipped_gate(folder, config_name, overrides), config.gate)
     except ValidationError as error:
         raise UsageError(f"configuration: {_first_problem(error)}") from None
@@ -387,9 +389,13 @@ def in_words(overrides: list[dict]) -> str:
 
 def _differences(shipped: Gate, gate: Gate) -> list[dict]:
     """Where two gates differ, as [{"key": "gate.toxic.min", "from": 0.85, "to": 0.5}]."""
-    sections = ({"gate": of.model_dump(exclude={"override_reason", "overrides"})} for of in (shipped, gate))
-    before, after = map(flat, sections)
+    before, after = (flat({"gate": limits(of)}) for of in (shipped, gate))
     return [{"key": key, "from": before[key], "to": after[key]} for key in before if before[key] != after[key]]
+
+
+def limits(gate: Gate) -> dict:
+    """The gate's sections without what is only said about them."""
+    return gate.model_dump(exclude={"override_reason", "overrides", "group"})
 
 
 def flat(values: dict, prefix: str = "") -> dict:

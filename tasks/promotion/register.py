@@ -80,6 +80,7 @@ def lineage(config: Config, run: Run, model_version: str, checkpoint_sha256: str
     }
     return {
         "run_id": run.id,
+        "profile": config.profile or "none",
         "data_version": run.result("prepare")["data_version"],
         "model_version": model_version,
         "checkpoint_sha256": checkpoint_sha256,

@@ -170,6 +170,16 @@ def test_a_hold_makes_auto_ask_and_a_rejection_is_passed_on(run, steps):
     assert "rolled back: insults passed" in asked[0][1]
 
 
+def test_softer_limits_than_the_champions_make_auto_ask(run, steps):
+    steps(mode="auto", person=["version 6, which serves, is of profile gpu, this one of demo"])
+    asked = []
+    state, states, calls = run(meanwhile=lambda: answer("Approve", "a trial", asked))
+    assert (state, states["swap"]) == ("success", "success")
+    review = json.loads(calls["decide"][0]["environment"]["TOXIC_REVIEW"])
+    assert review == {"decision": "approve", "reviewer": "Ada", "reason": "a trial"}
+    assert "**A person decides**: version 6, which serves, is of profile gpu, this one of demo." in asked[0][1]
+
+
 def test_no_answer_in_time_is_a_no(run, steps):
     from airflow.jobs.job import Job
     from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
