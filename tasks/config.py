@@ -3,6 +3,7 @@
 The YAML files explain each knob beside its value; here stand only their names, types and limits.
 """
 
+import functools
 import json
 import os
 import re
@@ -330,7 +331,7 @@ def load(overrides=(), config_path="configs", config_name="config") -> Config:
         values, chosen = _compose(folder, config_name, overrides)
         config = Config.model_validate({**values, "profile": chosen.get("profile")})
         config.gate.group = chosen.get("gate", "")
-        config.gate.overrides = _differences(_shipped_gate(folder, config_name, overrides), config.gate)
+        config.gate.overrides = _differences(_shipped_gate(folder, config_name, overrides, chosen), config.gate)
     except ValidationError as error:
         raise UsageError(f"configuration: {_first_problem(error)}") from None
     except (HydraException, OmegaConfBaseException) as error:
@@ -369,14 +370,19 @@ def _compose(folder: Path, name: str, overrides: list[str]) -> tuple[dict, dict[
     return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True), choices
 
 
-def _shipped_gate(folder: Path, config_name: str, overrides: list[str]) -> Gate:
+def _shipped_gate(folder: Path, config_name: str, overrides: list[str], chosen: dict[str, str]) -> Gate:
     """The limits that this project ships for the chosen profile: whatever overrides, or a configuration kept elsewhere,
     say about the gate."""
     others = [override for override in overrides if not re.match(r"[+~]*gate\b", override)]
-    _, choices = _compose(folder, config_name, others)
-    group = choices.get("gate", "default")
-    shipped = group if (SHIPPED / "gate" / f"{group}.yaml").exists() else "default"
-    values, _ = _compose(SHIPPED, f"gate/{shipped}", [])
+    if others != overrides:
+        _, chosen = _compose(folder, config_name, others)
+    group = chosen.get("gate", "default")
+    return _shipped(group if (SHIPPED / "gate" / f"{group}.yaml").exists() else "default")
+
+
+@functools.cache
+def _shipped(group: str) -> Gate:
+    values, _ = _compose(SHIPPED, f"gate/{group}", [])
     return Gate.model_validate(values["gate"])
 
 
