@@ -23,7 +23,8 @@ def review_task() -> "ReviewOperator":
     return ReviewOperator(
         task_id="review",
         doc_md="Waits for a person under `promotion: review`, up to `promotion.review_hours`; no answer is a no. Under "
-        "`auto` and `never` it answers at once. A hold in the registry, set by a rollback, makes `auto` wait too.",
+        "`auto` and `never` it answers at once. A hold in the registry, set by a rollback, makes `auto` wait too; so "
+        "do softer limits, another profile or another base model than the champion's.",
         subject="Put the new toxicity model into service?",
         options=[APPROVE, REJECT],
         defaults=REJECT,
@@ -44,7 +45,8 @@ def review_task() -> "ReviewOperator":
 class ReviewOperator(HITLOperator):
     """Asks in the Airflow UI under `promotion.mode=review`; answers by itself under `auto` and `never`.
 
-    A hold in the registry, which a rollback sets, makes `auto` ask too. Its XCom is the decision that the step
+    A hold in the registry, which a rollback sets, makes `auto` ask too, and so does what the gate found that a person
+    must decide (`person` in gate.json). Its XCom is the decision that the step
     `decide` records: `{"decision": "approve" | "reject", "reviewer": str, "reason": str}`, with `"by_mode": True` where
     no person was asked: a person may be called "auto", too.
     """
@@ -56,7 +58,7 @@ class ReviewOperator(HITLOperator):
         mode = promotion["mode"]
         if mode == "never":
             return by_mode("reject", "promotion.mode is never: the version stays in the registry")
-        if mode == "auto" and not gate["hold"]:
+        if mode == "auto" and not gate["hold"] and not gate["person"]:
             return by_mode("approve", "promotion.mode is auto and the gate was passed")
         self.subject = f"Put version {gate['version']} of the toxicity model into service?"
         self.body = body(folder)
@@ -102,6 +104,7 @@ def body(folder: Path) -> str:
             else []
         ),
         *([f"**Held**: {typed(gate['hold'])}. Automatic promotion waits for a person."] if gate["hold"] else []),
+        *(f"**A person decides**: {typed(why)}." for why in gate["person"]),
         *(["**Warnings**\n\n" + "\n".join(f"- {sentence}" for sentence in warnings)] if warnings else []),
         table(["On the same test messages", "New", "Champion", "Baseline"], comparison(evaluate)),
         table(

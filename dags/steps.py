@@ -19,7 +19,7 @@ from urllib.parse import quote
 from airflow.providers.docker.exceptions import DockerContainerFailedException, DockerContainerFailedSkipException
 from airflow.providers.docker.operators.docker import DockerOperator
 from airflow.providers.standard.hooks.subprocess import SubprocessHook
-from airflow.sdk import BaseOperator, Context
+from airflow.sdk import BaseOperator, Context, Param
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 from docker.types import DeviceRequest, Mount
@@ -33,6 +33,16 @@ PASSED_TO_CONTAINERS = ("MLFLOW_TRACKING_URI", "TOXIC_MLFLOW_URL", "TRITON_URL",
 SECRETS = (
     *("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY", "HF_TOKEN"),
     *("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+)
+
+# A parameter of every DAG that judges a version.
+LIMITS = Param(
+    None,
+    type=["null", "array"],
+    items={"type": "string", "pattern": r"^\s*([a-z_]+(\.[a-z_]+)+\s*=\s*(true|false|-?[0-9]*\.?[0-9]+))?\s*$"},
+    title="Other limits of the gate",
+    description="For this run alone, one a line: types.min=0.68 or per_type.threat.floor.binds=false; configs/gate has "
+    "them all. They need a reason. Both are kept in the registry with your name. Empty: as shipped.",
 )
 
 Review = Callable[[Context], dict]
@@ -315,9 +325,9 @@ def overrides_of(params: dict) -> list[str]:
     """The DAG run's parameters as Hydra overrides; a parameter left empty leaves the configuration as it is.
 
     Raises:
-        AirflowFailException: for a parameter that no DAG has, which is most likely misspelt.
+        AirflowFailException: for a parameter that no DAG has, which is most likely misspelt; limits without a reason.
     """
-    known = {"profile", "force", "max_samples", "epochs", "promotion", "data_folder", "version", "reason"}
+    known = {"profile", "force", "max_samples", "epochs", "promotion", "data_folder", "version", "limits", "reason"}
     if unknown := sorted(set(params) - known):
         raise AirflowFailException(f"unknown parameter {', '.join(unknown)}: known are {', '.join(sorted(known))}")
     overrides = [f"profile={params['profile']}"]
@@ -334,7 +344,20 @@ def overrides_of(params: dict) -> list[str]:
     }.items():
         if params.get(name) is not None:
             overrides += [override(key, int(params[name]))]
-    return overrides
+    return overrides + other_limits(params)
+
+
+def other_limits(params: dict) -> list[str]:
+    """The overrides for the limits that a person has typed, with the reason that they need."""
+    typed = [line.partition("=") for line in params.get("limits") or [] if line.strip()]
+    limits = [f"gate.{key.strip().removeprefix('gate.')}={value.strip()}" for key, _, value in typed]
+    reason = (params.get("reason") or "").strip()
+    if limits and not reason:
+        raise AirflowFailException(
+            f"{', '.join(limits)}: limits other than the shipped ones need a reason, kept in the registry with your "
+            "name; trigger again with the parameter `reason`, or leave `limits` empty"
+        )
+    return [*limits, override("gate.override_reason", reason)] if limits else []
 
 
 def override(key: str, value: bool | int | str) -> str:

@@ -14,7 +14,7 @@ from dags import registry
 from dags.approvals import APPROVAL, TOLD
 from dags.notices import Failure, Swapped
 from dags.review import decision
-from dags.steps import step_task
+from dags.steps import LIMITS, step_task
 
 GRAPH = """
 # Put a registry version into service
@@ -150,6 +150,7 @@ with DAG(
             title="Profile",
             description="The profile that the version was trained with.",
         ),
+        "limits": LIMITS,
     },
     tags=["toxicity"],
 ) as dag:

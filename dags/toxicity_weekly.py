@@ -11,7 +11,7 @@ from airflow.sdk import DAG, CronTriggerTimetable, Param, TaskGroup, TriggerRule
 
 from dags.notices import Failure, GateVerdict, Swapped
 from dags.review import answer_of_review, review_task
-from dags.steps import step_task
+from dags.steps import LIMITS, step_task
 
 GRAPH = """
 # One retraining
@@ -77,6 +77,13 @@ PARAMS = {
         minLength=1,
         title="Data folder",
         description="A folder with Kaggle's own files (.csv, .csv.gz or .zip) to train on. Empty: as configured.",
+    ),
+    "limits": LIMITS,
+    "reason": Param(
+        None,
+        type=["null", "string"],
+        title="Reason for other limits",
+        description="Why, in a sentence. Without it a run with other limits is refused before it starts.",
     ),
 }
 

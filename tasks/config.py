@@ -3,6 +3,7 @@
 The YAML files explain each knob beside its value; here stand only their names, types and limits.
 """
 
+import functools
 import json
 import os
 import re
@@ -273,7 +274,8 @@ class Gate(Section):
     parity: Parity
     bootstrap: int = Field(ge=100)
     override_reason: str
-    # What differs from the shipped limits, as {"key", "from", "to"}; `load` finds it.
+    # `load` finds both: which file of the group it is, and what differs from the shipped limits: {"key", "from", "to"}.
+    group: str = ""
     overrides: list[dict] = []
 
 
@@ -320,6 +322,7 @@ class Config(Section):
     training: Training
     gate: Gate
     serving: Serving
+    profile: str | None = None  # the one that was chosen; `load` finds it
 
 
 def load(overrides=(), config_path="configs", config_name="config") -> Config:
@@ -342,10 +345,10 @@ def load(overrides=(), config_path="configs", config_name="config") -> Config:
         raise UsageError(f"{folder / config_name}.yaml does not exist: see --config-path and --config-name")
     overrides = [_as_written(str(o)) for o in overrides]
     try:
-        values, _ = _compose(folder, config_name, overrides)
-        values.pop("profile", None)
-        config = Config.model_validate(values)
-        config.gate.overrides = _differences(_shipped_gate(folder, config_name, overrides), config.gate)
+        values, chosen = _compose(folder, config_name, overrides)
+        config = Config.model_validate({**values, "profile": chosen.get("profile")})
+        config.gate.group = chosen.get("gate", "")
+        config.gate.overrides = _differences(_shipped_gate(folder, config_name, overrides, chosen), config.gate)
     except ValidationError as error:
         raise UsageError(f"configuration: {_first_problem(error)}") from None
     except (HydraException, OmegaConfBaseException) as error:
@@ -384,14 +387,19 @@ def _compose(folder: Path, name: str, overrides: list[str]) -> tuple[dict, dict[
     return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True), choices
 
 
-def _shipped_gate(folder: Path, config_name: str, overrides: list[str]) -> Gate:
+def _shipped_gate(folder: Path, config_name: str, overrides: list[str], chosen: dict[str, str]) -> Gate:
     """The limits that this project ships for the chosen profile: whatever overrides, or a configuration kept elsewhere,
     say about the gate."""
     others = [override for override in overrides if not re.match(r"[+~]*gate\b", override)]
-    _, choices = _compose(folder, config_name, others)
-    group = choices.get("gate", "default")
-    shipped = group if (SHIPPED / "gate" / f"{group}.yaml").exists() else "default"
-    values, _ = _compose(SHIPPED, f"gate/{shipped}", [])
+    if others != overrides:
+        _, chosen = _compose(folder, config_name, others)
+    group = chosen.get("gate", "default")
+    return _shipped(group if (SHIPPED / "gate" / f"{group}.yaml").exists() else "default")
+
+
+@functools.cache
+def _shipped(group: str) -> Gate:
+    values, _ = _compose(SHIPPED, f"gate/{group}", [])
     return Gate.model_validate(values["gate"])
 
 
@@ -404,9 +412,13 @@ def in_words(overrides: list[dict]) -> str:
 
 def _differences(shipped: Gate, gate: Gate) -> list[dict]:
     """Where two gates differ, as [{"key": "gate.toxic.min", "from": 0.85, "to": 0.5}]."""
-    sections = ({"gate": of.model_dump(exclude={"override_reason", "overrides"})} for of in (shipped, gate))
-    before, after = map(flat, sections)
+    before, after = (flat({"gate": limits(of)}) for of in (shipped, gate))
     return [{"key": key, "from": before[key], "to": after[key]} for key in before if before[key] != after[key]]
+
+
+def limits(gate: Gate) -> dict:
+    """The gate's sections without what is only said about them."""
+    return gate.model_dump(exclude={"override_reason", "overrides", "group"})
 
 
 def flat(values: dict, prefix: str = "") -> dict:

@@ -1,4 +1,7 @@
-"""Real MLflow servers for every suite that wants one: a process of its own, on SQLite or on PostgreSQL."""
+"""Real MLflow servers for every suite that wants one: a process of its own, on SQLite or on PostgreSQL.
+
+And for all: what a test leaves in the environment, such as the address that MLflow was told last, goes with it.
+"""
 
 import os
 import pwd
@@ -12,8 +15,15 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from unittest import mock
 
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def environment_as_before():
+    with mock.patch.dict(os.environ):
+        yield
 
 
 class MLflowServer:

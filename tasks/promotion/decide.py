@@ -7,7 +7,7 @@ import os
 
 from tasks.config import Config
 from tasks.errors import Skip, UsageError
-from tasks.promotion import registry
+from tasks.promotion import limits, registry
 from tasks.run import Run
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,8 @@ def run(config: Config, run: Run, decision=None, reviewer=None, reason=None) -> 
 
     What the review task said for the mode is asked anew: a rollback may have set a hold since.
 
-    Returns what was decided, and which champion the version was compared with: swap goes on only while it still is.
+    Returns what was decided, which champion the version was compared with (swap goes on only while it still is), and
+    `person`, why no mode may decide for this version: see `limits.for_a_person`.
 
     Raises:
         Skip: rejected, or nobody has decided yet; or rejected, but in service since it was released from the registry.
@@ -30,7 +31,9 @@ def run(config: Config, run: Run, decision=None, reviewer=None, reason=None) -> 
     version = registry.candidate(config, run)
     tags = registry.tags(config, version)
     release = config.release.version is not None  # nothing was compared then; the person knows what serves now
-    review = by_person(decision, reviewer, reason) or from_environment() or by_mode(config, tags)
+    # A release is judged anew, by the limits of its own configuration.
+    person = limits.for_a_person(config, tags | limits.tags_of(config.gate) if release else tags)
+    review = by_person(decision, reviewer, reason) or from_environment() or by_mode(config, tags, person)
     missed = missed_by(tags, release)
     if missed and not (release and review["reason"] != NO_REASON):
         raise UsageError(
@@ -38,7 +41,7 @@ def run(config: Config, run: Run, decision=None, reviewer=None, reason=None) -> 
             "reason, which the registry keeps; what the steps after this one check binds all the same"
         )
     champion = registry.alias(config, "champion") if release else run.result("gate")["champion"]
-    result = {"version": version, "champion": champion, "at": registry.now(), **review}
+    result = {"version": version, "champion": champion, "at": registry.now(), "person": person, **review}
     if review["decision"] is None:
         raise Skip(f"version {version} waits: {review['reason']}", **result)
     if review["decision"] == "reject" and version == registry.alias(config, "champion"):
@@ -50,7 +53,7 @@ def run(config: Config, run: Run, decision=None, reviewer=None, reason=None) -> 
         registry.require_champion(config, version, champion)
         if not release:
             registry.require_not_rolled_back(config, version, since=tags.get("served_at", ""))
-    record(config, result, release, missed)
+    record(config, result, release, missed, tags)
     if review["decision"] == "reject":
         raise Skip(f"version {version} was rejected by {review['reviewer']}: {review['reason']}", **result)
     return result
@@ -66,7 +69,7 @@ def missed_by(tags: dict[str, str], release: bool) -> str | None:
     return tags.get("gate_missed", "it was never judged")
 
 
-def record(config: Config, result: dict, release: bool, missed: str | None) -> None:
+def record(config: Config, result: dict, release: bool, missed: str | None, before: dict[str, str]) -> None:
     """Tags the version with the decision. That of a release stands beside the one that its review came to.
 
     A rejection is the final verdict on this fingerprint of data, config and code. It is written last: a step that was
@@ -74,12 +77,14 @@ def record(config: Config, result: dict, release: bool, missed: str | None) -> N
     """
     version, decision, who, why = (result[key] for key in ("version", "decision", "reviewer", "reason"))
     log.info("version %d: %s by %s (%s)", version, decision, who, why)
+    for difference in result["person"]:
+        log.warning("version %d: %s", version, difference)
     if release and decision == "approve":
         despite = {"released_despite": missed} if missed else {}
         registry.tag(config, version, **despite, released_by=who, released_at=result["at"], released_why=why)
         return
     registry.tag(config, version, decision=decision, decided_by=who, decided_at=result["at"], decided_why=why)
-    if decision == "reject" and registry.tags(config, version).get("verdict") != "promoted":
+    if decision == "reject" and before.get("verdict") != "promoted":
         registry.tag(config, version, verdict=TIMED_OUT if why == TIMED_OUT else "rejected")
 
 
@@ -106,18 +111,19 @@ def from_environment() -> dict | None:
         raise UsageError(f"TOXIC_REVIEW={text!r} is not a JSON object with decision, reviewer and reason") from None
 
 
-def by_mode(config: Config, tags: dict[str, str]) -> dict:
+def by_mode(config: Config, tags: dict[str, str], person: list[str]) -> dict:
     """What promotion.mode says where no person has; on hold, `auto` waits like `review`.
 
-    It never speaks for a version from the registry, nor against the rejection of one, nor for another base than serves.
+    It never speaks for a version from the registry, nor against the rejection of one, nor puts into service what, as
+    `person` says, only a person may.
     """
-    hold, mode, champion = registry.hold(config), config.promotion.mode, registry.alias(config, "champion")
+    hold, mode = registry.hold(config), config.promotion.mode
     if config.release.version is not None or tags.get("decision") == "reject":
         why = f"a person decides about a version that is {tags.get('verdict', 'in the registry')}"
-    elif champion and registry.tags(config, champion).get("base_sha256") != tags.get("base_sha256"):
-        why = f"version {champion}, which serves, has another base model: a person decides about that"
     elif mode == "never":
         return {"decision": "reject", "reviewer": "auto", "by_mode": True, "reason": "promotion.mode=never"}
+    elif person:
+        why = f"a person decides, since {'; '.join(person)}"
     elif mode == "auto" and not hold:
         why = "promotion.mode=auto and the gate was passed"
         return {"decision": "approve", "reviewer": "auto", "by_mode": True, "reason": why}

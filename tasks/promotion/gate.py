@@ -10,6 +10,7 @@ from tasks.config import Config, Gate, PerBehaviour, in_words
 from tasks.errors import Skip
 from tasks.labels import TYPES
 from tasks.promotion import registry
+from tasks.promotion.limits import binding, for_a_person, tags_of
 from tasks.run import Run
 
 log = logging.getLogger(__name__)
@@ -17,7 +18,8 @@ log = logging.getLogger(__name__)
 FIGURES = {"f1_toxic": "F1 toxic", "f1_types": "F1 types"}
 LANGUAGE_NAMES = {"en": "English", "ru": "Russian"}
 NO_CHAMPION, NO_TYPES = "nothing is in service yet", "no test message has known types"
-TAGS = ("gate_missed", "gate_warned", "gate_overrides", "gate_overridden_by", "gate_overridden_why")
+OVERRIDDEN = ("overrides", "overridden_by", "overridden_why")
+TAGS = ("gate_missed", "gate_warned", *(f"gate_{key}" for key in OVERRIDDEN))  # not every verdict has them
 
 
 def run(config: Config, run: Run) -> dict:
@@ -27,7 +29,7 @@ def run(config: Config, run: Run) -> dict:
         Skip: a check that binds is missed; its result is the same dict.
     """
     evaluated, version = run.result("evaluate"), registry.candidate(config, run)
-    checks = judge(config, evaluated)
+    checks, before = judge(config, evaluated), registry.tags(config, version)
     missed = [check for check in checks if mark(check) == "failed"]
     verdict = {
         "version": version,
@@ -36,12 +38,17 @@ def run(config: Config, run: Run) -> dict:
         "missed": [check["name"] for check in missed],
         "warned": [check["name"] for check in checks if mark(check) == "warning"],
         "hold": registry.hold(config),
+        "person": for_a_person(config, before | tags_of(config.gate)),
+        "group": config.gate.group,
+        "limits": binding(config.gate),
         "checks": checks,
         **overridden(config),
     }
     for check in checks:
         log.info("%s: %s", mark(check), check["sentence"])
-    tag(config, verdict)
+    for why in verdict["person"]:
+        log.warning("no mode puts version %d into service, a person decides: %s", version, why)
+    tag(config, verdict, before)
     if missed:
         if registry.alias(config, "challenger") == version:  # under other limits it had passed
             registry.delete_alias(config, "challenger")
@@ -62,32 +69,37 @@ def overridden(config: Config) -> dict:
 
 
 def record_overrides(config: Config, version: int, step: str) -> None:
-    """Tags the version with the limits that another step than this one judged it by, where they are not the shipped."""
-    registry.tag(config, version, **override_tags(overridden(config), step))
+    """Tags the version with the limits that another step than this one judges it by, where they are not the shipped;
+    takes the tags of an earlier time away where they are."""
+    tags = override_tags(overridden(config), step)
+    stale = {f"{step}_{key}" for key in OVERRIDDEN} - tags.keys()
+    for key in sorted(stale & registry.tags(config, version).keys()):
+        registry.delete_tag(config, version, key)
+    registry.tag(config, version, **tags)
 
 
 def override_tags(found: dict, step: str) -> dict[str, str]:
     """What the registry keeps of `overridden`: nothing where the limits were the shipped ones."""
     if not found["overrides"]:
         return {}
-    who_and_why = {f"{step}_{key}": found[key] for key in ("overridden_by", "overridden_why")}
-    return {f"{step}_overrides": json.dumps(found["overrides"]), **who_and_why}
+    changed, *who_and_why = OVERRIDDEN
+    return {f"{step}_{changed}": json.dumps(found[changed]), **{f"{step}_{key}": found[key] for key in who_and_why}}
 
 
-def tag(config: Config, verdict: dict) -> None:
-    """Writes the verdict to the version, in the place of what an earlier one of other limits has left there.
+def tag(config: Config, verdict: dict, before: dict[str, str]) -> None:
+    """Writes the verdict to the version, in the place of what an earlier one of other limits has left there (`before`).
 
     `gate` goes first and comes last: a step that was killed between leaves no version that passed, but not by which
     limits. What a person decided later, or service came to, stays the version's final `verdict`.
     """
-    version, before = verdict["version"], registry.tags(config, verdict["version"])
+    version = verdict["version"]
     tags = {f"gate_{key}": ", ".join(verdict[key]) for key in ("missed", "warned") if verdict[key]}
-    tags |= override_tags(verdict, "gate")
+    tags |= override_tags(verdict, "gate") | tags_of(config.gate)
     if not verdict["passed"] and before.get("verdict", "gate_failed") == "gate_failed":
         tags["verdict"] = "gate_failed"
     for key, value in sorted(before.items()):
         if key == "gate" or key not in tags and (key in TAGS or (key, value) == ("verdict", "gate_failed")):
-            registry.client(config).delete_model_version_tag(config.mlflow.registered_model, str(version), key)
+            registry.delete_tag(config, version, key)
     registry.tag(config, version, **tags, gate="passed" if verdict["passed"] else "failed")
 
 

@@ -9,16 +9,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
-from pydantic import BaseModel
-
-
-class Answer(BaseModel):
-    """What `predict` says to one message; MLflow takes the version's signature from here."""
-
-    toxic: bool
-    labels: list[str]
 
 
 class Classifier(PythonModel):
@@ -33,11 +26,12 @@ class Classifier(PythonModel):
             self.thresholds = checkpoint.thresholds(folder)
             self.max_length = checkpoint.settings(folder)["max_length"]
 
-    def predict(self, context, model_input: list[str], params=None) -> list[Answer]:
-        """Answers `{"toxic": bool, "labels": [str]}`, plain dicts, one per message."""
+    def predict(self, context, model_input: pd.DataFrame, params=None) -> list[dict]:
+        """Answers `{"toxic": bool, "labels": [str]}`, one per message; MLflow makes one column of the caller's list."""
         from tasks.serving import predict
 
-        return predict.classify(self.network, self.tokenizer, self.thresholds, self.max_length, model_input)
+        messages = model_input.iloc[:, 0].tolist()
+        return predict.classify(self.network, self.tokenizer, self.thresholds, self.max_length, messages)
 
 
 set_model(Classifier())

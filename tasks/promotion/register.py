@@ -60,6 +60,7 @@ def log_version(config: Config, run: Run, folder: Path, tags: dict[str, str]) ->
             name="model",
             python_model=str(ROOT / "tasks" / "promotion" / "pyfunc.py"),
             artifacts={"checkpoint": str(without_base)},
+            signature=signature(),
             input_example=["Good morning!", "You are an idiot."],
             code_paths=[str(ROOT / "tasks")],
             pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS],
@@ -67,6 +68,19 @@ def log_version(config: Config, run: Run, folder: Path, tags: dict[str, str]) ->
         mlflow.log_metrics(evaluate.figures(run.result("evaluate")), model_id=logged.model_id)
         made = mlflow.register_model(logged.model_uri, config.mlflow.registered_model, tags=tags)
     return int(made.version)
+
+
+def signature():
+    """A message in, `{"toxic": bool, "labels": [str]}` out.
+
+    Not left to MLflow: to find it out, it would load the model once more than to have the example answered.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array, Object, Property
+
+    answer = Object([Property("toxic", DataType.boolean), Property("labels", Array(DataType.string))])
+    return ModelSignature(inputs=Schema([ColSpec(DataType.string)]), outputs=Schema([ColSpec(answer)]))
 
 
 def lineage(config: Config, run: Run, model_version: str, checkpoint_sha256: str) -> dict[str, str]:
@@ -80,6 +94,7 @@ def lineage(config: Config, run: Run, model_version: str, checkpoint_sha256: str
     }
     return {
         "run_id": run.id,
+        "profile": config.profile or "none",
         "data_version": run.result("prepare")["data_version"],
         "model_version": model_version,
         "checkpoint_sha256": checkpoint_sha256,

@@ -169,6 +169,10 @@ def tag(config: Config, number: int, **values) -> None:
         mlflow.set_model_version_tag(config.mlflow.registered_model, str(number), key, str(value))
 
 
+def delete_tag(config: Config, number: int, key: str) -> None:
+    client(config).delete_model_version_tag(config.mlflow.registered_model, str(number), key)
+
+
 def ensure_model(config: Config, name: str | None = None) -> None:
     """Creates the registered model where there is none yet; a hold is kept as its tag."""
     from mlflow.exceptions import MlflowException

@@ -144,7 +144,7 @@ def reliability(models: dict[str, dict]) -> dict:
 
 # What a reviewer looks for first; other tags follow in the order of their names.
 FIRST = ("run_id", "dag_run_url", "git_commit", "data_version", "base_model", "base_sha256", "model_version")
-ELSEWHERE = ("report", "gate_overrides")  # is this page; is a table on it
+ELSEWHERE = ("report", "gate_overrides", "gate_limits")  # is this page; are tables on it
 
 
 def lineage(tags: dict[str, str]) -> dict[str, str]:

@@ -106,11 +106,11 @@ def fake_steps(folder: Path) -> Path:
     return python
 
 
-def write_plan(folder: Path, exit=None, mode="auto", hold=None, review_hours=72) -> None:
+def write_plan(folder: Path, exit=None, mode="auto", hold=None, person=(), review_hours=72) -> None:
     plan = {
         "exit": exit or {},
         "config": f"promotion: {{mode: {mode}, review_hours: {review_hours}}}\n",
-        "results": results(hold, passed=not (exit or {}).get("gate")),
+        "results": results(hold, list(person), passed=not (exit or {}).get("gate")),
     }
     (folder / "plan.json").write_text(json.dumps(plan))
 
@@ -201,7 +201,7 @@ def figures(toxic: float, types: float) -> dict:
     }
 
 
-def results(hold=None, passed=True) -> dict[str, dict]:
+def results(hold=None, person=(), passed=True) -> dict[str, dict]:
     """What the steps find, as far as the review and the notices read it."""
     types = check("F1 types", 0.77 if passed else 0.64, ">=", 0.7, passed, binds=True)
     checks = [
@@ -219,11 +219,12 @@ def results(hold=None, passed=True) -> dict[str, dict]:
             "baseline": {name: {"gain": 0.0323, "interval": [0.02, 0.045]} for name in ("f1_toxic", "f1_types")},
         },
     }
+    found = {"passed": passed, "hold": hold, "person": person}
     why = {} if passed else {"reason": f"version 7: {types['sentence']}"}
     return {
         "train": {"mlflow_run": "0123abcd"},
         "evaluate": evaluate,
-        "gate": {"passed": passed, "hold": hold, "version": 7, "champion": 6, "checks": checks, **why},
+        "gate": {**found, "version": 7, "champion": 6, "checks": checks, **why},
         "swap": {"served_version": 7, "previous_version": 6},
     }
 

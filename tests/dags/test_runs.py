@@ -10,7 +10,8 @@ from conftest import free_port
 from dags import registry as registry_of_dags
 
 AFTER_GATE = {"review", "decide", "export_onnx", "build_engine", "stage", "swap"}
-PARAMS = {"profile": "demo", "promotion": "config"}
+# Runs of `test()` share the DAG's parameters: what one leaves out it would find as the one before had it.
+PARAMS = {"profile": "demo", "promotion": "config", "data_folder": None, "epochs": None, "limits": None, "reason": None}
 
 
 @pytest.fixture
@@ -72,6 +73,21 @@ def test_a_missed_gate_still_gets_its_report_and_stays_green(run, steps):
     assert states["report"] == "success"
     assert {name for name, state in states.items() if state == "skipped"} == {"gate", *AFTER_GATE}
     assert not AFTER_GATE & set(calls)
+
+
+def test_whoever_triggers_may_change_limits_for_a_reason(run):
+    state, _, calls = run(limits=["types.min=0.68"], reason="few typed messages, says {{ Ada }}")
+    assert state == "success"
+    changed = ["gate.types.min=0.68", "gate.override_reason='few typed messages, says {{ Ada }}'"]
+    for (call,) in calls.values():
+        assert json.loads(call["environment"]["TOXIC_OVERRIDES"]) == ["profile=demo", *changed]
+        assert call["environment"]["TOXIC_TRIGGERED_BY"] == "dag_test"
+
+
+def test_changed_limits_without_a_reason_are_refused_before_anything_starts(run, capfd):
+    state, states, calls = run(limits=["types.min=0.68"])
+    assert (state, states["download"], calls) == ("failed", "failed", {})
+    assert "gate.types.min=0.68: limits other than the shipped ones need a reason" in capfd.readouterr().out
 
 
 def test_nothing_new_skips_the_whole_run(run, steps):
@@ -170,6 +186,16 @@ def test_a_hold_makes_auto_ask_and_a_rejection_is_passed_on(run, steps):
     assert "rolled back: insults passed" in asked[0][1]
 
 
+def test_softer_limits_than_the_champions_make_auto_ask(run, steps):
+    steps(mode="auto", person=["version 6, which serves, is of profile gpu, this one of demo"])
+    asked = []
+    state, states, calls = run(meanwhile=lambda: answer("Approve", "a trial", asked))
+    assert (state, states["swap"]) == ("success", "success")
+    review = json.loads(calls["decide"][0]["environment"]["TOXIC_REVIEW"])
+    assert review == {"decision": "approve", "reviewer": "Ada", "reason": "a trial"}
+    assert "**A person decides**: version 6, which serves, is of profile gpu, this one of demo." in asked[0][1]
+
+
 def test_no_answer_in_time_is_a_no(run, steps):
     from airflow.jobs.job import Job
     from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
@@ -198,8 +224,8 @@ def released(release, steps, registry, workspace):
     """A function that runs the release to its end: (state of the run, {task: state}, {step: its environment})."""
 
     def to_the_end(**conf):
-        # Runs of `test()` share the DAG's parameters: what one leaves out it would find as the one before had it.
-        dag_run = release.test(run_conf={"profile": "demo", "reason": None, **conf}, logical_date=None)
+        empty = {"profile": "demo", "limits": None, "reason": None}
+        dag_run = release.test(run_conf={**empty, **conf}, logical_date=None)
         states = {task.task_id: task.state for task in dag_run.get_task_instances()}
         calls = {
             file.stem: json.loads(file.read_text().splitlines()[-1])["environment"]
@@ -212,10 +238,11 @@ def released(release, steps, registry, workspace):
 
 def test_a_release_by_number_is_decided_by_whoever_triggers_it(released, registry):
     version = registry.register()
-    state, states, calls = released(version=str(version), reason="it's {{ better }}")
+    state, states, calls = released(version=str(version), reason="it's {{ better }}", limits=["parity.min_equal=0.99"])
     assert (state, set(states.values())) == ("success", {"success"})
+    changed = ["gate.parity.min_equal=0.99", "gate.override_reason='it\\'s {{ better }}'"]
     for environment in calls.values():
-        assert json.loads(environment["TOXIC_OVERRIDES"]) == ["profile=demo", f"release.version={version}"]
+        assert json.loads(environment["TOXIC_OVERRIDES"]) == ["profile=demo", f"release.version={version}", *changed]
     assert json.loads(calls["decide"]["TOXIC_REVIEW"]) == {
         "decision": "approve",
         "reviewer": "dag_test",

@@ -72,16 +72,31 @@ def test_parameters_become_overrides_and_empty_ones_none():
     assert steps.overrides_of({"profile": "gpu", "version": 3, "reason": "x"}) == ["profile=gpu", "release.version=3"]
 
 
+def test_other_limits_come_with_their_reason_or_not_at_all():
+    params = {"profile": "gpu", "limits": ["gate.types.min = .68", "", "champion.binds=false"]}
+    assert steps.overrides_of({**params, "reason": " it's agreed "}) == [
+        *("profile=gpu", "gate.types.min=.68", "gate.champion.binds=false"),
+        "gate.override_reason='it\\'s agreed'",
+    ]
+    assert steps.overrides_of({**params, "limits": [" "], "reason": None}) == ["profile=gpu"]
+    for reason in (None, "  "):
+        with pytest.raises(AirflowFailException, match="gate.types.min=.68, .* need a reason, .*parameter `reason`"):
+            steps.overrides_of({**params, "reason": reason})
+
+
 def test_the_overrides_are_ones_that_the_configuration_takes():
     params = {"profile": "demo", "force": True, "max_samples": 500, "epochs": 2, "promotion": "never"}
-    typed = json.dumps(steps.overrides_of({**params, "data_folder": "/data, new"}))
+    limits = {"limits": ["types.min=.68"], "reason": "few, says Ada: it's ${HOME}"}
+    typed = json.dumps(steps.overrides_of({**params, **limits, "data_folder": "/data, new"}))
     read = (
         "import json, sys; from tasks.config import load; c = load(json.load(sys.stdin)); "
-        "print(json.dumps([c.force, c.data.max_samples, c.training.num_train_epochs, c.promotion.mode, c.data.folder]))"
+        "print(json.dumps([c.force, c.data.max_samples, c.training.num_train_epochs, c.promotion.mode, c.data.folder, "
+        "c.gate.overrides, c.gate.override_reason]))"
     )
     python = ROOT / ".venv/tasks/bin/python"
     done = subprocess.run([python, "-c", read], input=typed, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert json.loads(done.stdout) == [True, 500, 2, "never", "/data, new"]
+    changed = [{"key": "gate.types.min", "from": 0.7, "to": 0.68}]
+    assert json.loads(done.stdout) == [True, 500, 2, "never", "/data, new", changed, "few, says Ada: it's ${HOME}"]
 
 
 def test_a_misspelt_parameter_is_refused():

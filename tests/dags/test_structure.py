@@ -119,11 +119,22 @@ def test_a_run_follows_a_run_on_the_next_monday(weekly, monkeypatch):
         {"promotion": "perhaps"},
         {"profile": "laptop"},
         {"data_folder": ""},
+        {"limits": "types.min=0.68"},
+        {"limits": ["types.min"]},
+        {"limits": ["types.min=low"]},
+        {"limits": ["types.min=0.68", "types.min=0.6 data.max_samples=1"]},
+        {"limits": ["types.min=${x}"]},
+        {"limits": ["types=demo"]},
     ],
 )
 def test_a_parameter_of_the_wrong_kind_is_refused(weekly, conf):
     with pytest.raises(ParamValidationError):
         copy.deepcopy(weekly.params).update(conf)
+
+
+def test_limits_are_taken_as_people_write_them(weekly, release):
+    for dag in (weekly, release):
+        copy.deepcopy(dag.params).update({"limits": ["gate.types.min = .68", "", " champion.binds=false"]})
 
 
 @pytest.mark.parametrize("version", [3, "", "0", "1.5", "-1", "two words", "a;b", None, "{{ x }}"])

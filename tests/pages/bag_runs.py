@@ -71,7 +71,8 @@ def probabilities_of(bag: Path):
 
 def registered(config, run) -> dict:
     registry.ensure_model(config)
-    name, tags = config.mlflow.registered_model, {"run_id": run.id, "dag_run_url": "http://airflow.example/runs/1"}
+    name, url = config.mlflow.registered_model, "http://airflow.example/runs/1"
+    tags = {"run_id": run.id, "dag_run_url": url, "profile": config.profile}
     known = registry.client(config).search_model_versions(f"name='{name}' and tag.run_id='{run.id}'")
     made = known[0] if known else registry.client(config).create_model_version(name, "file:///nowhere", tags=tags)
     return {"version": int(made.version)}

@@ -42,9 +42,11 @@ def environment(tmp_path_factory):
 @pytest.fixture(scope="session")
 def pages(environment):
     """The pages, by name: the first version of all, which misses the gate; the second, on other data, held against the
-    first under changed limits; that one again, held against itself; and the second run's pages about its data."""
+    first, as if that were of another profile, under changed limits; that one again, held against itself; and the second
+    run's pages about its data."""
     first = retrained([*SMALL, "seed=1"], share=0.02)
     config = step.open_run("report", [])[1]
+    registry.tag(config, 1, profile="gpu")
     registry.set_alias(config, "champion", 1)
     retrained([*SMALL, "seed=2", "promotion.mode=review"], share=0.9)
     run = step.open_run("report", [])[0]

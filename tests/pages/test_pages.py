@@ -74,7 +74,8 @@ def test_the_verdict_comes_first_in_words(open_page):
     verdict = page.locator("main > section").first
     assert page.locator("h1").inner_text() == "toxic_classificator version 2"
     said = verdict.inner_text()
-    assert said.startswith("The gate is passed, under changed limits: this version may go into service.")
+    assert said.startswith("The gate is passed, under changed limits: this version may go into service if a person")
+    assert "Version 1, which serves, is of profile gpu, this one of demo." in said
     assert "1 limit of the gate was changed by ada: the new source is <harder>" in said
     assert re.search(
         r"Against the champion, version 1\s+Better\s+F1 toxic \+0\.\d{3} \(\+0\.\d{3} to \+0\.\d{3}\)", said

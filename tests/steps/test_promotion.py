@@ -258,8 +258,136 @@ def test_auto_leaves_a_change_of_the_base_model_to_a_person(config, run):
     mlflow.create_model_version(name, "file:///nowhere", tags={"base_sha256": "another"})
     registry.set_alias(config, "champion", 2)
     run.save("gate", {**run.result("gate"), "champion": 2})
-    with pytest.raises(Skip, match="version 2, which serves, has another base model: a person decides"):
+    with pytest.raises(Skip, match="a person decides, since version 2, which serves, has another base model"):
         decide.run(config, run)
+
+
+# Against a champion that was judged by more ---------------------------------------------------------------------------
+
+
+REAL = ["profile=gpu"]
+
+
+def after(config, run, overrides, champion=REAL, **tags):
+    """The configuration of a run with these overrides, whose version 2 meets version 1, judged by `champion`'s limits,
+    in service."""
+    configs = [
+        configuration.load([*chosen, f"mlflow.tracking_uri={config.mlflow.tracking_uri}"])
+        for chosen in (champion, overrides)
+    ]
+    registry.tag(config, 1, profile=configs[0].profile, base_sha256="base")
+    gate.run(configs[0], run)
+    registry.set_alias(config, "champion", 1)
+    tags = {"run_id": run.id, "profile": configs[1].profile, "base_sha256": "base"}
+    registry.client(config).create_model_version(config.mlflow.registered_model, "file:///nowhere", tags=tags)
+    run.save("register", {"version": 2})
+    run.save("evaluate", evaluated(champion=(0.90, 0.80), champion_version=1))
+    return configs[1]
+
+
+def test_the_registry_knows_by_which_limits_a_version_was_judged(config, run):
+    gate.run(config, run)
+    tags = registry.tags(config, 1)
+    limits = json.loads(tags["gate_limits"])
+    assert tags["gate_group"] == "demo"
+    assert (limits["toxic.min"], limits["types.min"]) == (0.85, 0.70) and "champion.tolerance" not in limits
+    with pytest.raises(Skip):
+        gate.run(with_gate(config, "gate=default", "gate.toxic.min=0.95", "gate.override_reason=a trial"), run)
+    tags = registry.tags(config, 1)
+    limits = json.loads(tags["gate_limits"])
+    assert (tags["gate_group"], limits["toxic.min"], limits["champion.tolerance"]) == ("default", 0.95, 0.005)
+
+
+def test_a_demo_is_never_put_in_the_place_of_a_real_model_by_a_mode(config, run):
+    demo = after(config, run, ["profile=demo"])
+    assert demo.promotion.mode == "auto"
+    verdict = gate.run(demo, run)
+    run.save("gate", verdict)
+    profile, limits = verdict["person"]
+    assert verdict["passed"] and profile == "version 1, which serves, is of profile gpu, this one of demo"
+    assert "version 1, which serves, was judged by harder limits (default, this one by demo)" in limits
+    assert "champion.tolerance does not bind" in limits
+    with pytest.raises(Skip, match="version 2 waits: a person decides, since .*gpu.*harder limits") as skip:
+        decide.run(demo, run)
+    assert skip.value.result["decision"] is None and skip.value.result["person"] == verdict["person"]
+    assert "decision" not in registry.tags(config, 2) and registry.verdict_of(config, "abc") is None
+    found = decide.run(demo, run, decision="approve", reviewer="ada", reason="to show it")
+    assert (found["decision"], found["person"]) == ("approve", verdict["person"])
+    assert registry.tags(config, 2)["decided_by"] == "ada"
+
+
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ("gate.types.min=0.68", "types.min is 0.68, not 0.7"),
+        ("gate.champion.tolerance=0.01", "champion.tolerance is 0.01, not 0.005"),
+        ("gate.per_type.threat.floor.binds=false", "per_type.threat.floor.min does not bind"),
+        ("gate.min_positives=50", "min_positives is 50, not 30"),
+        ("gate.parity.min_equal=0.9", "parity.min_equal is 0.9, not 0.999"),
+    ],
+)
+def test_a_limit_softened_for_one_run_waits_for_a_person_too(config, run, changed, words):
+    softened = after(config, run, [*REAL, changed, "gate.override_reason=a trial"])
+    verdict = gate.run(softened, run)
+    run.save("gate", verdict)
+    assert verdict["person"] == [
+        f"version 1, which serves, was judged by harder limits (default, this one by default): {words}"
+    ]
+    with pytest.raises(Skip, match="a person decides"):
+        decide.run(softened, run)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    ["gate.types.min=0.71", "gate.champion.tolerance=0.001", "gate.latency.binds=true", "gate.latency.max_ratio=9"],
+)
+def test_the_same_or_harder_limits_are_no_reason_to_wait(config, run, changed):
+    same = after(config, run, [*REAL, changed, "gate.override_reason=a trial"])
+    run.save("gate", gate.run(same, run))
+    assert decide.run(same, run)["reviewer"] == "auto"
+
+
+def test_a_demo_follows_a_demo_by_itself(config, run):
+    demo = after(config, run, ["profile=demo"], champion=["profile=demo"])
+    run.save("gate", gate.run(demo, run))
+    found = decide.run(demo, run)
+    assert (found["reviewer"], found["person"]) == ("auto", [])
+
+
+def test_a_champion_that_was_never_judged_leaves_its_successor_to_a_person(config, run):
+    demo = after(config, run, ["profile=demo"], champion=["profile=demo"])
+    registry.delete_tag(config, 1, "gate_limits")
+    run.save("gate", gate.run(demo, run))
+    with pytest.raises(Skip, match="nobody knows by which limits version 1, which serves, was judged"):
+        decide.run(demo, run)
+
+
+def test_never_rejects_also_what_a_person_would_have_to_approve(config, run):
+    demo = after(config, run, ["profile=demo", "promotion.mode=never"])
+    run.save("gate", gate.run(demo, run))
+    with pytest.raises(Skip, match="promotion.mode=never"):
+        decide.run(demo, run)
+    assert registry.tags(config, 2)["verdict"] == "rejected"
+
+
+def test_a_release_says_that_its_own_limits_ask_for_less(config, run, caplog):
+    gate.run(configuration.load([*REAL, f"mlflow.tracking_uri={config.mlflow.tracking_uri}"]), run)
+    registry.set_alias(config, "champion", 1)
+    release = config.model_copy(update={"release": config.release.model_copy(update={"version": 1})})
+    found = decide.run(release, run, decision="approve", reviewer="ada", reason="once more")
+    (difference,) = found["person"]
+    assert "harder limits (default, this one by demo)" in difference and difference in caplog.text
+
+
+def test_limits_of_a_later_step_are_the_last_ones(config, run):
+    changed = with_gate(config, "gate.parity.min_equal=0.9", "gate.override_reason=a trial")
+    for step in ("export", "stage"):
+        gate.record_overrides(changed, 1, step)
+    assert registry.tags(config, 1)["stage_overridden_why"] == "a trial"
+    gate.record_overrides(config, 1, "stage")
+    assert {key for key in registry.tags(config, 1) if "overrid" in key} == {
+        *("export_overrides", "export_overridden_by", "export_overridden_why")
+    }
 
 
 def test_a_version_that_missed_the_gate_can_not_be_approved(config, run):

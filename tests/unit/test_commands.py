@@ -50,12 +50,15 @@ def call(tmp_path, *arguments, **environment):
         (["hold", "--clear=maybe"], "--clear=maybe: it takes no value"),
     ],
 )
-def test_bad_input_is_exit_2_with_one_clear_line(tmp_path, arguments, words):
-    ended = call(tmp_path, *arguments, MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db")
-    assert ended.returncode == 2, ended.stderr
-    assert words in ended.stderr.splitlines()[-1]
-    assert "Traceback" not in ended.stderr
-    assert ended.stdout == ""
+def test_bad_input_is_exit_2_with_one_clear_line(tmp_path, monkeypatch, capfd, arguments, words):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("TOXIC_WORKSPACE", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    code, said = commands.main(arguments), capfd.readouterr()
+    assert code == 2, said.err
+    assert words in said.err.splitlines()[-1]
+    assert "Traceback" not in said.err
+    assert said.out == ""
 
 
 def test_no_mlflow_server_is_said_in_words(tmp_path):
@@ -92,10 +95,19 @@ def test_a_password_in_the_address_of_mlflow_is_not_said(tmp_path):
 
 
 @pytest.mark.parametrize("step", [step.__name__ for step in commands.STEPS])
-def test_every_step_explains_itself(tmp_path, step):
-    ended = call(tmp_path, step, "--help")
-    assert ended.returncode == 0
-    assert "DESCRIPTION" in ended.stdout + ended.stderr or step in ended.stdout + ended.stderr
+def test_every_step_explains_itself(monkeypatch, capfd, step):
+    monkeypatch.setenv("PAGER", "cat")
+    with pytest.raises(SystemExit) as ended:
+        commands.main([step, "--help"])
+    said = "".join(capfd.readouterr())
+    assert ended.value.code == 0 and f"commands.py {step}" in said and "DESCRIPTION" in said
+
+
+def test_a_process_ends_with_the_code_and_the_line(tmp_path):
+    ended = call(tmp_path, "train", "--help")
+    assert ended.returncode == 0 and "DESCRIPTION" in ended.stdout + ended.stderr
+    ended = call(tmp_path, "train", "training.nope=1")
+    assert (ended.returncode, ended.stdout) == (2, "") and "training.nope" in ended.stderr.splitlines()[-1]
 
 
 def test_an_unknown_step_is_exit_2(tmp_path):

@@ -143,7 +143,7 @@ def test_each_language_keeps_its_floor_under_the_cap_and_new_rows_displace_none_
     english, russian, limit, least, more
 ):
     """However many rows a language has, and whatever comes in the other."""
-    chosen = data(max_samples=limit, min_language_share=least)
+    chosen = DEFAULT.model_copy(update={"max_samples": limit, "min_language_share": least})
     rows = [(f"message {k}", k % 3 == 0) for k in range(english)] + [(f"сообщение {k}", 0) for k in range(russian)]
     unique = framed(rows)
     kept = unique.filter(sampling.sampled(unique, chosen))
@@ -156,7 +156,7 @@ def test_each_language_keeps_its_floor_under_the_cap_and_new_rows_displace_none_
     before = set(kept.filter(language="ru")["hash"])
     assert stays <= before  # English rows can only take room, and those of the highest second hash go first
     place = messages.place(pl.col("hash"), chosen.split.salt, "keep")
-    last = framed(rows).filter(pl.col("hash").is_in(list(before))).sort(place)["hash"]
+    last = unique.filter(pl.col("hash").is_in(list(before))).sort(place)["hash"]
     assert set(last.head(len(stays))) == stays
 
 
