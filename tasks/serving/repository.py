@@ -176,7 +176,7 @@ def link(file: Path, target: Path) -> None:
 
 
 def verify(repository: Path, version: int) -> None:
-    """Raises StepFailed where an installed file is not, byte for byte, the one that build_engine or install recorded."""
+    """Raises StepFailed where an installed file is not, byte for byte, the one recorded by build_engine or install."""
     for part in PARTS:
         if complaint := integrity.changed(folder(repository, part, version)):
             raise StepFailed(complaint)

@@ -25,6 +25,7 @@ class TritonPythonModel:
         # The instances share the cores, but for one that the server and the rest of the ensemble need; threads that
         # spin while they wait would take that too.
         options.intra_op_num_threads = max((len(os.sched_getaffinity(0)) - 1) // instances, 1)
+        options.log_severity_level = 4  # what a client sends wrong is said to the client, not in the server's log
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
@@ -43,13 +44,13 @@ class TritonPythonModel:
         return responses
 
     def complaint(self, ids, mask):
-        """What is wrong with a request, or None. Ids beyond the vocabulary are left to ONNX Runtime, which knows it."""
+        """What is wrong with a request, or None. Ids beyond the vocabulary are refused by ONNX Runtime."""
         if ids.shape != mask.shape:
             return f"input_ids has shape {list(ids.shape)}, attention_mask {list(mask.shape)}: send one mask per id"
         if not 1 <= ids.shape[1] <= self.max_tokens:
             return (
-                f"input_ids has {ids.shape[1]} tokens, the model reads 1 to {self.max_tokens}: cut the message, or send "
-                "its text to toxic_text, which does"
+                f"input_ids has {ids.shape[1]} tokens, the model reads 1 to {self.max_tokens}: cut the message, or "
+                "send its text to toxic_text, which does"
             )
         if ids.min(initial=0) < 0:
             return f"input_ids has {ids.min()}: ids start at 0"
