@@ -210,27 +210,29 @@ def hold(*overrides, clear=False, reviewer=None, reason=None, config_path="confi
     return hold.run(overrides, clear, reviewer, reason, config_path, config_name)
 
 
-@SetParseFns(text=str, input_file=str, output_file=str, checkpoint=str)
+@SetParseFns(text=str, input_file=str, output_file=str, checkpoint=str, url=str)
 def predict(
     *overrides,
     text=None,
     input_file=None,
     output_file=None,
     checkpoint=None,
+    url=None,
     config_path="configs",
     config_name="config",
 ):
-    """Classifies messages with a trained model, without a server.
+    """Classifies messages with a trained model, or through a server.
 
     Args:
         text: one message.
         input_file: a file with one message a line.
         output_file: where to write the JSON list of {"text", "toxic", "labels"}; without it, it is printed.
         checkpoint: a folder like models/finetuned/final; the newest one by default.
+        url: a Triton's gRPC address, host:port, instead of a checkpoint; its answers have scores and version too.
     """
     from tasks.serving import predict
 
-    return predict.run(overrides, text, input_file, output_file, checkpoint, config_path, config_name)
+    return predict.run(overrides, text, input_file, output_file, checkpoint, url, config_path, config_name)
 
 
 @SetParseFns(output_path=str)

@@ -301,6 +301,8 @@ class Serving(Section):
     buckets: list[int] = Field(min_length=1)
     max_queue_delay_us: int = Field(ge=0)
     instances: int = Field(ge=1)
+    tokenizer_instances: int = Field(ge=1)
+    labels_instances: int = Field(ge=1)
     workspace_gib: float = Field(ge=0)
     load_timeout_s: int = Field(ge=1)
 

@@ -1,39 +1,176 @@
-"""Ask a Triton server about messages: text in, answers out, through the ensemble `toxic_text`."""
+"""Ask a Triton server about messages over gRPC: text in, answers out, through the ensemble `toxic_text`.
+
+    with ToxicClient("127.0.0.1:8001") as client:
+        answers = client.classify(["You are a clown.", "See you on Thursday."])
+
+Of this project's dependencies it needs tritonclient[grpc] and tenacity alone.
+"""
 
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypedDict
 
 import numpy as np
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.utils import InferenceServerException
 
-from tasks.serving.repository import TEXT
+MODEL = "toxic_text"
+REQUEST_BYTES = 2**22  # messages of a megabyte go out a few at a time, so that others' requests get in between
+MAX_MESSAGE_BYTES = 2**26
+# A channel that has lost its server waits up to two minutes before it looks again, unless it is told otherwise.
+CHANNEL = {
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.max_reconnect_backoff_ms": 1000,
+    "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
+    "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
+}
 
 
-def classify(texts: list[str], url: str, batch_size: int = 32, threads: int = 1, timeout_s: float = 60) -> list[dict]:
-    """Answers in the order of the messages: [{"toxic", "labels", "scores", "version"}, …].
+class Answer(TypedDict):
+    """`labels` is empty unless `toxic`; `scores` has a probability for each of the six labels."""
 
-    Args:
-        url: the server's gRPC address, host:port.
-        batch_size: messages a request, at most the server's max_batch_size.
-        threads: requests under way at a time.
+    toxic: bool
+    labels: list[str]
+    scores: dict[str, float]
+    version: int
 
-    Raises:
-        tritonclient.utils.InferenceServerException: the server refused a request, or does not answer.
-    """
-    from tritonclient.grpc import InferenceServerClient
 
-    batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
-    with InferenceServerClient(url) as client, ThreadPoolExecutor(threads) as pool:
-        answers = pool.map(lambda batch: ask(client, batch, timeout_s), batches)
+class ServingError(InferenceServerException):
+    """There is no answer; the message says why, and the way out."""
+
+
+class ServerUnavailable(ServingError):
+    """Nobody listens at the address, or the connection broke."""
+
+
+class ModelNotLoaded(ServingError):
+    """The server is there, and serves no such model (yet)."""
+
+
+class TimedOut(ServingError):
+    """The answer did not come in time."""
+
+
+class TooLarge(ServingError):
+    """The request has more bytes than client or server take."""
+
+
+class Refused(ServingError):
+    """The server does not take what was sent, or could not compute it."""
+
+
+class ToxicClient:
+    """A connection that many threads may share. Close it, or use it in a `with` block."""
+
+    def __init__(
+        self,
+        url: str = "127.0.0.1:8001",
+        *,
+        timeout_s: float = 10,
+        attempts: int = 8,
+        batch_size: int = 32,
+        threads: int = 4,
+        model: str = MODEL,
+    ):
+        """Connects when the first request is sent.
+
+        Args:
+            url: the server's gRPC address, host:port.
+            timeout_s: how long one try waits for an answer.
+            attempts: tries of a request that meets no server, or one that has not loaded the model yet, with growing
+                pauses between them: 8 take about 11 s. What was refused or took too long is not tried again.
+            batch_size: messages a request, at most the server's max_batch_size.
+            threads: requests under way at a time.
+        """
+        self.timeout_s, self.attempts, self.batch_size, self.model = timeout_s, attempts, batch_size, model
+        self._connection = InferenceServerClient(url, channel_args=list(CHANNEL.items()))
+        self._pool = ThreadPoolExecutor(threads)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._connection.close()
+
+    def classify(self, texts: list[str]) -> list[Answer]:
+        """Answers in the order of the messages.
+
+        Raises:
+            ServerUnavailable, ModelNotLoaded, TimedOut, TooLarge, Refused: one of the requests has no answer.
+            TypeError: `texts` is one string.
+        """
+        if isinstance(texts, str):
+            raise TypeError("classify takes a list of messages: for one, classify([text])")
+        answers = self._pool.map(self._try, batches(texts, self.batch_size))
         return [answer for batch in answers for answer in batch]
 
+    def _try(self, texts: list[str]) -> list[Answer]:
+        retrying = Retrying(
+            retry=retry_if_exception_type((ServerUnavailable, ModelNotLoaded)),
+            stop=stop_after_attempt(self.attempts),
+            wait=wait_exponential_jitter(initial=0.1, max=5, jitter=0.1),
+            reraise=True,
+        )
+        return retrying(ask, self._connection, texts, self.timeout_s, self.model)
 
-def ask(client, texts: list[str], timeout_s: float = 60, model: str = TEXT) -> list[dict]:
-    """One request with an open gRPC client to an ensemble that answers like `toxic_text`."""
-    from tritonclient.grpc import InferInput
 
-    # A lone surrogate has no bytes of its own; the cleaning would drop it too.
-    rows = np.array([[text.encode("utf-8", errors="replace")] for text in texts], dtype=object)
+def classify(texts: list[str], url: str, batch_size: int = 32, threads: int = 1, timeout_s: float = 60) -> list[Answer]:
+    """Answers of a server that has to be there: `ToxicClient.classify`, each request tried once."""
+    with ToxicClient(url, timeout_s=timeout_s, attempts=1, batch_size=batch_size, threads=threads) as client:
+        return client.classify(texts)
+
+
+def ask(connection: InferenceServerClient, texts: list[str], timeout_s: float = 60, model: str = MODEL) -> list[Answer]:
+    """One request over an open connection to an ensemble that answers like `toxic_text`; raises like `classify`."""
+    rows = np.array([[encode(text)] for text in texts], dtype=object)
     message = InferInput("text", list(rows.shape), "BYTES")
     message.set_data_from_numpy(rows)
-    found = client.infer(model, [message], client_timeout=timeout_s).as_numpy("answer")
+    try:
+        found = connection.infer(model, [message], client_timeout=timeout_s).as_numpy("answer")
+    except InferenceServerException as error:
+        raise in_words(error, model, timeout_s) from None
     return [json.loads(answer) for answer in found.ravel()]
+
+
+def encode(text: str) -> bytes:
+    """UTF-8. A lone surrogate has no bytes of its own; the cleaning would drop it too."""
+    return text.encode("utf-8", errors="replace")
+
+
+def batches(texts: list[str], size: int) -> Iterator[list[str]]:
+    """At most `size` messages each, and no more bytes than REQUEST_BYTES unless one message alone has them."""
+    batch, total = [], 0
+    for text in texts:
+        length = len(encode(text))
+        if batch and (len(batch) == size or total + length > REQUEST_BYTES):
+            yield batch
+            batch, total = [], 0
+        batch.append(text)
+        total += length
+    if batch:
+        yield batch
+
+
+def in_words(error: InferenceServerException, model: str, timeout_s: float) -> ServingError:
+    """The kind of error that gRPC's status means, with the way out."""
+    status, said = str(error.status()).removeprefix("StatusCode."), error.message()
+    if "unknown model" in said or "is not ready" in said:
+        kind, what = ModelNotLoaded, f"the server has not loaded {model}: `python commands.py swap` brings a version"
+    elif status == "UNAVAILABLE":
+        kind, what = (
+            ServerUnavailable,
+            "Triton does not answer: ./start_triton_server.sh starts it; is it another host?",
+        )
+    elif status == "DEADLINE_EXCEEDED":
+        kind, what = TimedOut, f"no answer within {timeout_s} s: raise timeout_s, or send fewer messages at a time"
+    elif status == "RESOURCE_EXHAUSTED":
+        kind, what = TooLarge, "the request is too large: shorten its messages, or lower batch_size"
+    else:
+        kind, what = Refused, f"{model} has not answered"
+    return kind(f"{what} ({said})", error.status(), error.debug_details())

@@ -1,4 +1,4 @@
-"""Classify messages with a checkpoint, without a server."""
+"""Classify messages: with a checkpoint, or through a server."""
 
 import logging
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from tasks import files, step
-from tasks.errors import UsageError
+from tasks.config import Config
+from tasks.errors import StepFailed, UsageError
 from tasks.labels import answer
 from tasks.text import clean
 from tasks.training import checkpoint
@@ -14,20 +15,28 @@ from tasks.training import checkpoint
 log = logging.getLogger(__name__)
 
 
-def run(overrides, text, input_file, output_file, checkpoint_folder, config_path, config_name):
-    """Answers one message, or a file with one a line; returns a list of {"text", "toxic", "labels"}.
+def run(overrides, text, input_file, output_file, checkpoint_folder, url, config_path, config_name):
+    """Answers one message, or a file with one a line; returns a list of {"text", "toxic", "labels"}, from a server
+    with "scores" and "version" too.
 
     With `output_file` the list is written there, and its path and length are returned.
 
     Raises:
-        UsageError: neither or both of `text` and `input_file`, or a missing file or checkpoint.
+        UsageError: neither or both of `text` and `input_file`, both of `checkpoint_folder` and `url`, or a missing file
+            or checkpoint.
+        StepFailed: the server gives no answer.
     """
     if (text is None) == (input_file is None):
         raise UsageError('name what to classify: --text="…" or --input-file=FILE, one of the two')
+    if url is not None and checkpoint_folder is not None:
+        raise UsageError("name who answers: --url=HOST:PORT or --checkpoint=FOLDER, one of the two")
     _, config, _ = step.open_run("predict", list(overrides), config_path, config_name)
     texts = [text] if text is not None else read_lines(Path(input_file))
-    folder = checkpoint.require(Path(checkpoint_folder or checkpoint.final(config)))
-    answers = [{"text": message, **found} for message, found in zip(texts, answers_of(folder, texts))]
+    if url is not None:
+        found = answers_from(url, config, texts)
+    else:
+        found = answers_of(checkpoint.require(Path(checkpoint_folder or checkpoint.final(config))), texts)
+    answers = [{"text": message, **answer} for message, answer in zip(texts, found)]
     if output_file is None:
         return answers
     files.write_json(Path(output_file), answers)
@@ -41,6 +50,16 @@ def read_lines(file: Path) -> list[str]:
         raise UsageError(f"--input-file={file} does not exist") from None
     except (UnicodeDecodeError, OSError) as error:
         raise UsageError(f"--input-file={file} can't be read as UTF-8 text: {error}") from None
+
+
+def answers_from(url: str, config: Config, texts: list[str]) -> list[dict]:
+    from tasks.serving.client import ServingError, ToxicClient
+
+    try:
+        with ToxicClient(url, batch_size=config.serving.max_batch_size) as client:
+            return client.classify(texts)
+    except ServingError as error:
+        raise StepFailed(f"--url={url}: {error.message()}") from None
 
 
 def answers_of(folder: Path, texts: list[str]) -> list[dict]:

@@ -10,7 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
-from tasks import files
+from tasks import files, integrity
 from tasks.config import Config
 from tasks.errors import StepFailed
 
@@ -52,14 +52,29 @@ def part_config(config: Config, part: str, versions: list[int]):
     gpu = part == CLASSIFIER and config.serving.engine == "tensorrt"
     parsed = read(TEMPLATES / part / ("config.tensorrt.pbtxt" if gpu else "config.pbtxt"))
     parsed.max_batch_size = config.serving.max_batch_size
+    counts = {TOKENIZER: config.serving.tokenizer_instances, LABELS: config.serving.labels_instances}
+    parsed.instance_group[0].count = counts.get(part, config.serving.instances)
     if part == CLASSIFIER:
-        parsed.instance_group[0].count = config.serving.instances
         parsed.dynamic_batching.max_queue_delay_microseconds = config.serving.max_queue_delay_us
+        # TensorRT sets up memory for the largest batch too; on a CPU that would only take long.
+        warm_up(parsed, config.serving.buckets, [1, parsed.max_batch_size] if gpu else [1])
     if gpu:  # one optimisation profile per bucket: the server takes the one that fits the request
         parsed.instance_group[0].profile.extend(str(i) for i in range(len(config.serving.buckets)))
     if versions:
         parsed.version_policy.specific.versions.extend(versions)
     return parsed
+
+
+def warm_up(parsed, buckets: list[int], batch_sizes: list[int]) -> None:
+    """Has every length answered before the version counts as ready, so that no client waits for a first run."""
+    template = parsed.model_warmup.pop()
+    for length in buckets:
+        for batch_size in batch_sizes:
+            sample = parsed.model_warmup.add()
+            sample.CopyFrom(template)
+            sample.name, sample.batch_size = f"{batch_size} x {length} tokens", batch_size
+            for tensor in sample.inputs.values():
+                tensor.dims[:] = [length]
 
 
 def text_config(config: Config, version: int | None, name: str = TEXT):
@@ -117,10 +132,11 @@ def install(engine: Path, repository: Path, version: int, parts=PARTS, golden: l
         golden: messages with the answers that this version gave on trial, kept for whoever puts it into service.
     """
     is_plan = (engine / "model.plan").exists()
+    recorded = files.read_json(engine / "engine.json")["files"]
     code = {
-        TOKENIZER: [TEMPLATES / TOKENIZER / "1" / "model.py", CODE / "text.py"],
+        TOKENIZER: [TEMPLATES / TOKENIZER / "1" / "model.py", CODE / "text.py", CODE / "integrity.py"],
         CLASSIFIER: [] if is_plan else [TEMPLATES / CLASSIFIER / "1" / "model.py"],
-        LABELS: [TEMPLATES / LABELS / "1" / "model.py", CODE / "labels.py"],
+        LABELS: [TEMPLATES / LABELS / "1" / "model.py", CODE / "labels.py", CODE / "integrity.py"],
     }
     model = {
         TOKENIZER: [engine / "tokenizer.json", engine / "settings.json"],
@@ -136,6 +152,9 @@ def install(engine: Path, repository: Path, version: int, parts=PARTS, golden: l
             (beside / "__pycache__").touch()
             for file in model[part]:
                 link(file, beside / file.name)
+            hashes = {file.name: integrity.sha256(file) for file in code[part]}
+            hashes |= {file.name: recorded[file.name] for file in model[part] if file.name in recorded}
+            files.write_json(beside / integrity.RECORD, hashes)
             if part == CLASSIFIER:
                 files.write_json(beside / "golden.json", list(golden))
 
@@ -157,16 +176,10 @@ def link(file: Path, target: Path) -> None:
 
 
 def verify(repository: Path, version: int) -> None:
-    """Raises StepFailed where an installed file is not, byte for byte, the one that build_engine recorded."""
-    record = files.read_json(folder(repository, CLASSIFIER, version) / "engine.json")
-    for name, expected in record["files"].items():
-        part = CLASSIFIER if name.startswith("model.") else TOKENIZER
-        file = folder(repository, part, version) / name
-        found = files.sha256(file) if file.exists() else "nothing"
-        if found != expected:
-            raise StepFailed(
-                f"{file} has SHA-256 {found[:12]}, build_engine recorded {expected[:12]}: run build_engine again"
-            )
+    """Raises StepFailed where an installed file is not, byte for byte, the one recorded by build_engine or install."""
+    for part in PARTS:
+        if complaint := integrity.changed(folder(repository, part, version)):
+            raise StepFailed(complaint)
 
 
 def remove(repository: Path, version: int) -> None:

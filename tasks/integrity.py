@@ -1,0 +1,37 @@
+"""Whether the files beside this one are still those that were installed.
+
+Standard library only: a version's tokenizer and labels carry a copy, and refuse to load with files of another version.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+RECORD = "hashes.json"  # {file name: SHA-256}
+
+
+def changed(folder: Path) -> str | None:
+    """What differs from the folder's hashes.json, with both hashes and the way out; None where nothing does."""
+    record = folder / RECORD
+    if not record.exists():
+        return f"{record} is missing, so nobody knows what was installed: {way_out(folder)}"
+    for name, expected in json.loads(record.read_text(encoding="utf-8")).items():
+        found = sha256(folder / name)
+        if found != expected:
+            return f"{folder / name} has SHA-256 {found[:12]}, installed was {expected[:12]}: {way_out(folder)}"
+    return None
+
+
+def way_out(folder: Path) -> str:
+    return f"run build_engine, stage and swap again for version {folder.name}, or put another version into service"
+
+
+def sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except FileNotFoundError:
+        return "nothing"
+    return digest.hexdigest()
