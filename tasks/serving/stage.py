@@ -2,7 +2,6 @@
 text. The live server is not touched."""
 
 import logging
-import shutil
 import time
 from pathlib import Path
 
@@ -36,18 +35,12 @@ def run(config: Config, run: Run) -> dict:
     version, engine = build_engine.of_run(config, run)
     gate.record_overrides(config, version, "stage")
     test = pl.read_parquet(config.workspace / "data" / "processed" / "test.parquet")
-    folder = config.workspace / "triton" / "staging"
-    triton.end_left_over(folder / "models")
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
+    with triton.staging_folder(config, run.id) as folder:
         install(config, engine, folder / "models", version)
-        with triton.running(config, folder / "models", folder) as server:
+        with triton.running(config, folder / "models", log_folder(run)) as server:
             answers, replay_s = replay(config, test["text"].to_list(), server.url)
             latency = measure_latency(test["text"].to_list(), server.url)
             memory = triton.peak_memory(server.pid)
-    finally:
-        keep_log(folder / "triton.log", config.workspace / "logs" / "triton-stage.log")
-        shutil.rmtree(folder, ignore_errors=True)
     truth, decisions = metrics.truth_of(test), decisions_of(answers)
     thresholds = np.array(files.read_json(engine / "settings.json")["thresholds"])
     near = near_threshold(answers, thresholds, config.gate.parity.near_threshold)
@@ -94,10 +87,9 @@ def measure_latency(texts: list[str], url: str) -> dict[str, float]:
     return {"latency_p50_ms": float(np.percentile(took, 50)), "latency_p99_ms": float(np.percentile(took, 99))}
 
 
-def keep_log(source: Path, target: Path) -> None:
-    if source.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+def log_folder(run: Run) -> Path:
+    """Where the staging server's triton.log is kept."""
+    return run.folder / "stage"
 
 
 def decisions_of(answers: list[dict]) -> np.ndarray:

@@ -22,6 +22,11 @@ def servers(workspace) -> list[int]:
     return [pid for pid, words in command_lines.items() if any(word.startswith(starts) for word in words)]
 
 
+def staged(workspace) -> list[str]:
+    """The runs that have a staging folder."""
+    return sorted(folder.name for folder in (workspace / "triton" / "staging").iterdir())
+
+
 def test_the_whole_split_is_answered_as_torch_answers_it(made):
     figures = run_of(made, 1).result("stage")
     assert figures["messages"] == len(messages())
@@ -35,8 +40,8 @@ def test_the_whole_split_is_answered_as_torch_answers_it(made):
 
 
 def test_nothing_is_left_of_the_staging_server(made):
-    assert servers(made) == [] and not (made / "triton" / "staging").exists()
-    assert (made / "logs" / "triton-stage.log").stat().st_size > 0
+    assert servers(made) == [] and staged(made) == []
+    assert (run_of(made, 1).folder / "stage" / "triton.log").stat().st_size > 0
 
 
 def test_served_figures_under_the_gate_stop_the_release(config, bring):
@@ -73,8 +78,10 @@ def test_a_changed_engine_file_is_not_staged(config, bring):
         stage.run(config, run)
 
 
-def test_what_a_killed_stage_has_left_is_removed_by_the_next(config, bring):
-    run = bring(1)
+@pytest.fixture
+def other(config, bring):
+    """A process that stages run 1 and gets no further than its server."""
+    bring(1)
     program = f"""
         import time
         from pathlib import Path
@@ -85,23 +92,41 @@ def test_what_a_killed_stage_has_left_is_removed_by_the_next(config, bring):
         stage.run(load_config(workspace), run_of(workspace, 1))
     """
     path = f"{ROOT}:{ROOT / 'tests' / 'serving'}"
-    killed = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, env={**os.environ, "PYTHONPATH": path}
     )
-    folder = config.workspace / "triton" / "staging"
     while len(servers(config.workspace)) < 2:
-        assert killed.poll() is None
+        assert process.poll() is None
         time.sleep(0.1)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    left = servers(config.workspace)
-    assert left
-    try:
-        assert stage.run(config, run)["f1_toxic"] == 1.0
-        assert servers(config.workspace) == [] and not folder.exists()
-    finally:
-        for pid in set(left) & set(servers(config.workspace)):
-            os.kill(pid, signal.SIGKILL)
+    left = [psutil.Process(pid) for pid in servers(config.workspace)]
+    yield process
+    for one in [process, *(one for one in left if one.is_running())]:
+        one.kill()
+    process.wait()
+
+
+def test_only_what_a_killed_stage_has_left_is_removed_by_another(config, bring, other):
+    run, there = bring(2), set(servers(config.workspace))
+    assert stage.run(config, run)["f1_toxic"] == 1.0
+    assert there <= set(servers(config.workspace)) and staged(config.workspace) == ["run-1"]
+    bring(1)
+    with pytest.raises(StepFailed, match="run run-1 is being staged by another process, in .*run-1: wait"):
+        stage.run(config, run_of(config.workspace, 1))
+    assert there <= set(servers(config.workspace))
+
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    bring(2)
+    assert stage.run(config, run)["f1_toxic"] == 1.0
+    assert servers(config.workspace) == [] and staged(config.workspace) == []
+
+
+def test_a_stage_that_starts_again_ends_what_its_killed_self_has_left(config, other):
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    assert servers(config.workspace) and staged(config.workspace) == ["run-1"]
+    assert stage.run(config, run_of(config.workspace, 1))["f1_toxic"] == 1.0
+    assert servers(config.workspace) == [] and staged(config.workspace) == []
 
 
 def test_a_terminated_stage_takes_its_server_with_it(config, bring, monkeypatch):
@@ -113,7 +138,7 @@ def test_a_terminated_stage_takes_its_server_with_it(config, bring, monkeypatch)
     monkeypatch.setattr(stage, "replay", terminated)
     with pytest.raises(SystemExit):
         stage.run(config, run)
-    assert servers(config.workspace) == [] and not (config.workspace / "triton" / "staging").exists()
+    assert servers(config.workspace) == [] and staged(config.workspace) == []
 
 
 def test_the_committed_templates_are_what_triton_reads(config):
