@@ -9,7 +9,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from tasks.errors import UsageError
 from tasks.labels import LABELS, LANGUAGES, TYPES
@@ -268,11 +277,19 @@ class Gate(Section):
     overrides: list[dict] = []
 
 
+def split_at_commas(value):
+    """A list may come as one word of an environment variable: "a:8001,b:8001"."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+Address = Annotated[str, Field(pattern=r"^[^/\s,]+:\d+$")]  # host:port
+
+
 class Serving(Section):
     engine: Literal["tensorrt", "onnx"]
     dtype: Literal["bfloat16", "float32"]
     opset: int = Field(ge=18)
-    url: str
+    urls: Annotated[list[Address], BeforeValidator(split_at_commas), Field(min_length=1)]
     listen: str
     http_port: int = Field(ge=1, le=65535)
     grpc_port: int = Field(ge=1, le=65535)
@@ -284,6 +301,13 @@ class Serving(Section):
     instances: int = Field(ge=1)
     workspace_gib: float = Field(ge=0)
     load_timeout_s: int = Field(ge=1)
+    memory_headroom_gib: float = Field(ge=0)
+    keep_previous_loaded: Literal["auto"] | bool
+
+    @property
+    def url(self) -> str:
+        """The server that whoever wants an answer asks; only what changes service goes to all of them."""
+        return self.urls[0]
 
 
 class Config(Section):

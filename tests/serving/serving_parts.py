@@ -167,6 +167,11 @@ def ready(config, part=repository.CLASSIFIER) -> list[int]:
 
 def overrides(config) -> list[str]:
     """What a command needs to mean the same servers and the same registered model."""
-    settings = {"serving.url": config.serving.url}
+    serving = config.serving
+    settings = {
+        "serving.urls": f"[{','.join(serving.urls)}]",
+        "serving.metrics_port": serving.metrics_port,
+        "serving.keep_previous_loaded": serving.keep_previous_loaded,
+    }
     settings |= {f"mlflow.{name}": value for name, value in config.mlflow.model_dump().items()}
     return ["profile=demo", *(f"{name}={value}" for name, value in settings.items())]

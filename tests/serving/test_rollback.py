@@ -251,8 +251,8 @@ def test_a_swap_that_has_lost_its_lease_stops_before_the_commit_and_the_next_tid
         patched.setattr(swap, moment, then_taken_over)
         promote(2)
     assert repository.served(repository.live(config)) == serves and aliases(config) == before
-    with registry.lease(config, "rollback by bo"), swap.live_server(config) as server:
-        swap.finish_or_undo(config, server)
+    with registry.lease(config, "rollback by bo"), swap.live_servers(config) as servers:
+        swap.finish_or_undo(config, servers)
     assert in_service(config) == serves and registry.alias(config, "champion") == serves
     assert promote(2)["served_version"] == 2
 
@@ -261,7 +261,7 @@ def test_a_rollback_and_a_hold_take_no_runs_overrides(config, live, promote):
     promote(1)
     promote(2)
     weekly = run_of(config.workspace, "weekly")
-    runs.record(weekly, config, ["serving=tensorrt", "mlflow.registered_model=another", "serving.url=127.0.0.1:9"])
+    runs.record(weekly, config, ["serving=tensorrt", "mlflow.registered_model=another", "serving.urls=[127.0.0.1:9]"])
     assert runs.newest(config.workspace) == weekly
     by_hand = [o for o in overrides(config) if o != "profile=demo"]
     # What a version is built for now, by default, is not what these are built for: it would not load.
