@@ -141,7 +141,9 @@ def require_swapped(config, old, new):
         assert list(repository.read(repository.config_file(live, part)).version_policy.specific.versions) == sorted(
             [old, new]
         )
-        assert not [folder.name for folder in (live / part).iterdir() if folder.name.startswith(".") and folder.is_dir()]
+        assert not [
+            folder.name for folder in (live / part).iterdir() if folder.name.startswith(".") and folder.is_dir()
+        ]
 
 
 @pytest.mark.parametrize("target", [swap_until_killed, undo_until_killed])
@@ -171,3 +173,56 @@ def test_a_swap_killed_at_any_point_is_finished_or_undone_by_the_next(config, li
             points += 1
     assert client.failures == []
     assert points > 10
+
+
+class TritonKiller:
+    """Kills the server before the `at`-th request that changes it or that a golden message's first answer comes from."""
+
+    def __init__(self, monkeypatch, live, at: int):
+        self.live, self.at, self.last = live, at, None
+        for name in ("load_model", "unload_model", "infer"):
+            monkeypatch.setattr(InferenceServerClient, name, self.watched(name, getattr(InferenceServerClient, name)))
+
+    def watched(self, name, function):
+        def first(client, model, *arguments, **named):
+            if (name, model) != self.last or name != "infer":
+                self.at -= 1
+                if self.at == 0:
+                    self.live.kill()
+            self.last = (name, model)
+            return function(client, model, *arguments, **named)
+
+        return first
+
+
+def test_a_triton_killed_at_any_point_of_a_swap_serves_what_is_committed_and_the_next_swap_goes_through(
+    config, live, bring, monkeypatch
+):
+    for number in (1, 2):
+        swap.run(config, decided(config, bring, number))
+    old = 2
+    for at in itertools.count(1):
+        new = old % 3 + 1
+        run = decided(config, bring, new)
+        with monkeypatch.context() as patched:
+            killer = TritonKiller(patched, live, at)
+            if (failure := failure_of(swap.run, config, run)) is None:
+                assert killer.at > 0
+                break
+        committed = repository.served(repository.live(config))
+        said = {old: f"version {new} is not put into service", new: f"version {new} is in service, but not all"}
+        assert str(failure).startswith(said[committed])
+        live.start("/v2/models/toxic_text/ready")
+        assert answer(config)["version"] == committed
+        assert swap.run(config, run)["served_version"] == new
+        require_swapped(config, old, new)
+        old = new
+    assert at > 10
+    require_swapped(config, old, new)
+
+
+def failure_of(function, *arguments):
+    try:
+        function(*arguments)
+    except StepFailed as failure:
+        return failure
