@@ -169,6 +169,12 @@ def tag(config: Config, number: int, **values) -> None:
         mlflow.set_model_version_tag(config.mlflow.registered_model, str(number), key, str(value))
 
 
+def untag(config: Config, number: int, *keys: str) -> None:
+    """Takes away those of a version's tags that it has."""
+    for key in set(keys) & tags(config, number).keys():
+        client(config).delete_model_version_tag(config.mlflow.registered_model, str(number), key)
+
+
 def ensure_model(config: Config, name: str | None = None) -> None:
     """Creates the registered model where there is none yet; a hold is kept as its tag."""
     from mlflow.exceptions import MlflowException

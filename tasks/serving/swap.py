@@ -160,16 +160,14 @@ def replace(
         StepFailed: it did not work; what served before serves again. Or it did, and the registry knows only in part:
             the next swap or rollback finishes that. LeaseLost: all is left as it is to that next one.
     """
-    from tritonclient.utils import InferenceServerException
-
     started = time.monotonic()
     if hold:  # first: one that a killed rollback leaves behind only asks for a person, one that it lacks asks nobody
         registry.set_hold(config, hold)
     config = repository.as_built(config, repository.live(config), version)
     try:
         journal = begin(config, servers, version, aliases, tags, hold)
-    except InferenceServerException as error:
-        raise StepFailed(f"version {version} is not put into service, nothing is changed: {error}") from error
+    except Exception as error:
+        raise StepFailed(f"version {version} is not put into service, nothing is changed yet: {error}") from error
     try:
         for server in servers.values():
             load_beside(config, server, journal)
@@ -336,7 +334,7 @@ def finish(config: Config, servers: dict, journal: dict) -> None:
     write_parts(config, sorted([*kept, version]))
     for tagged, values in journal["tags"].items():
         registry.tag(config, int(tagged), **values)
-    forget_failure(config, version)
+    registry.untag(config, version, "swap_failed_because", "swap_failed_at")
     repository.prune(live, [*kept, *registry.history(config)])
     journal_file(config).unlink()
     log.info("version %d is in service%s", version, f", {kept[0]} stays loaded" if kept else "")
@@ -388,12 +386,6 @@ def undo(config: Config, servers: dict, journal: dict, reason: str) -> None:
         log.error("not all could be undone, the next swap or rollback tries again: %s", "; ".join(problems))
     else:
         journal_file(config).unlink()
-
-
-def forget_failure(config: Config, version: int) -> None:
-    """Takes away what an earlier try has left at a version that serves now."""
-    for key in {"swap_failed_because", "swap_failed_at"} & registry.tags(config, version).keys():
-        registry.client(config).delete_model_version_tag(config.mlflow.registered_model, str(version), key)
 
 
 def restore(config: Config, server, journal: dict, was_loaded: bool) -> None:

@@ -37,6 +37,7 @@ class Server:
     pid: int
     url: str
     http_url: str
+    metrics_url: str
 
 
 def serve(config: Config) -> None:
@@ -123,7 +124,8 @@ def running(config: Config, models: Path, folder: Path, load=(repository.TEXT,))
             arguments, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
     try:
-        server = Server(process.pid, f"127.0.0.1:{ports[1]}", f"http://127.0.0.1:{ports[0]}")
+        http, metrics = f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[2]}/metrics"
+        server = Server(process.pid, f"127.0.0.1:{ports[1]}", http, metrics)
         wait_until_ready(process, server.http_url, folder / "triton.log", config.serving.load_timeout_s)
         yield server
     finally:
@@ -133,6 +135,18 @@ def running(config: Config, models: Path, folder: Path, load=(repository.TEXT,))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def load(config: Config, server: Server, model: str, log_file: Path) -> None:
+    """Loads a model, and those that an ensemble needs. Raises StepFailed, which quotes the log, where it does not."""
+    from tritonclient.grpc import InferenceServerClient
+    from tritonclient.utils import InferenceServerException
+
+    try:
+        with InferenceServerClient(server.url) as client:
+            client.load_model(model, client_timeout=config.serving.load_timeout_s)
+    except InferenceServerException as error:
+        raise StepFailed(f"Triton can't load {model}: {why(log_file) or error.message()}; see {log_file}") from None
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A swap that is killed before any of its effects, and a Triton killed before any request that changes it.
 
-What changes something outside the process is an effect: a request to Triton, one to the registry, a file or folder made,
-renamed or removed. Between two effects it makes no difference where a process is killed, so that every line is covered.
+What changes something outside the process is an effect: a request to Triton, one to the registry, a file or folder
+made, renamed or removed. Where between two effects a process is killed makes no difference: so every line is covered.
 """
 
 import itertools
@@ -12,10 +12,9 @@ import sys
 import threading
 
 import pytest
-from serving_parts import VERSIONS, Live, answer, ready, run_of
+from serving_parts import VERSIONS, answer, ready
 from tritonclient.grpc import InferenceServerClient
 
-from tasks import files
 from tasks.errors import StepFailed
 from tasks.promotion import registry
 from tasks.serving import repository, swap
@@ -138,12 +137,9 @@ def require_swapped(config, old, new):
     assert not {"swap_failed_because", "swap_failed_at"} & registry.tags(config, new).keys()
     live = repository.live(config)
     for part in repository.PARTS:
-        assert list(repository.read(repository.config_file(live, part)).version_policy.specific.versions) == sorted(
-            [old, new]
-        )
-        assert not [
-            folder.name for folder in (live / part).iterdir() if folder.name.startswith(".") and folder.is_dir()
-        ]
+        written = repository.read(repository.config_file(live, part))
+        assert list(written.version_policy.specific.versions) == sorted([old, new])
+        assert [folder.name for folder in (live / part).glob(".*") if folder.is_dir()] == []
 
 
 @pytest.mark.parametrize("target", [swap_until_killed, undo_until_killed])
@@ -176,7 +172,7 @@ def test_a_swap_killed_at_any_point_is_finished_or_undone_by_the_next(config, li
 
 
 class TritonKiller:
-    """Kills the server before the `at`-th request that changes it or that a golden message's first answer comes from."""
+    """Kills the server before the `at`-th request that changes it, or that the first golden message is sent with."""
 
     def __init__(self, monkeypatch, live, at: int):
         self.live, self.at, self.last = live, at, None
@@ -195,9 +191,7 @@ class TritonKiller:
         return first
 
 
-def test_a_triton_killed_at_any_point_of_a_swap_serves_what_is_committed_and_the_next_swap_goes_through(
-    config, live, bring, monkeypatch
-):
+def test_a_triton_killed_at_any_point_of_a_swap_serves_what_is_committed(config, live, bring, monkeypatch):
     for number in (1, 2):
         swap.run(config, decided(config, bring, number))
     old = 2

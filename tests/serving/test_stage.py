@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,11 +9,13 @@ import time
 import polars as pl
 import psutil
 import pytest
-from serving_parts import ROOT, load_config, messages, run_of
+import yaml
+from serving_parts import ROOT, answer, load_config, messages, run_of
 
 from tasks import files
 from tasks.errors import StepFailed, UsageError
-from tasks.serving import repository, stage
+from tasks.promotion import registry
+from tasks.serving import memory, repository, stage, triton
 
 
 def servers(workspace) -> list[int]:
@@ -20,6 +23,10 @@ def servers(workspace) -> list[int]:
     command_lines = {process.pid: process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])}
     starts = (f"--model-repository={workspace}", f"{workspace}/triton")
     return [pid for pid, words in command_lines.items() if any(word.startswith(starts) for word in words)]
+
+
+TIGHT = ["gate.latency.max_ratio=0.001", "gate.override_reason=a test"]
+WIDE = ["gate.latency.max_ratio=1000", "gate.override_reason=a test"]
 
 
 def staged(workspace) -> list[str]:
@@ -35,8 +42,11 @@ def test_the_whole_split_is_answered_as_torch_answers_it(made):
     assert figures["parity"]["equal"] == 1.0
     assert 0 < figures["latency_p50_ms"] <= figures["latency_p99_ms"]
     assert figures["peak_memory_mib"] > 50
-    golden = figures["golden"]
-    assert len(golden) == stage.GOLDEN and {m["answer"]["toxic"] for m in golden} == {True, False}
+    assert figures["memory_free_gib"] > figures["memory_needed_gib"] > figures["peak_memory_mib"] / 2**10 / 3
+    drawn = [message for message in figures["golden"] if message["text"] in messages()]
+    assert len(drawn) == stage.GOLDEN and {m["answer"]["toxic"] for m in drawn} == {True, False}
+    fixed = [message["text"] for message in yaml.safe_load(stage.FIXED.read_text(encoding="utf-8"))]
+    assert [message["text"] for message in figures["golden"]] == [m["text"] for m in drawn] + fixed
 
 
 def test_nothing_is_left_of_the_staging_server(made):
@@ -139,6 +149,75 @@ def test_a_terminated_stage_takes_its_server_with_it(config, bring, monkeypatch)
     with pytest.raises(SystemExit):
         stage.run(config, run)
     assert servers(config.workspace) == [] and staged(config.workspace) == []
+
+
+def test_too_little_memory_is_said_before_anything_is_loaded(config, bring):
+    run = bring(1)
+    with pytest.raises(
+        StepFailed,
+        match=r"needs about 0\.\d+ GiB of memory, and serving.memory_headroom_gib=100000 beside it; \d+\.\d\d GiB",
+    ):
+        stage.run(load_config(config.workspace, "serving.memory_headroom_gib=100000"), run)
+    assert servers(config.workspace) == []
+    assert "toxic_classificator" not in (run.folder / "stage" / "triton.log").read_text().partition("Server Options")[0]
+
+
+def test_a_containers_limit_counts_as_the_memory_that_there_is(tmp_path):
+    assert memory.control_groups(tmp_path) == []
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.control_groups(tmp_path) == []
+    (tmp_path / "memory.max").write_text("3000\n")
+    (tmp_path / "memory.current").write_text("2500\n")
+    (tmp_path / "memory.stat").write_text("active_file 7\ninactive_file 500\n")
+    assert memory.control_groups(tmp_path) == [(3000, 2000)]
+    assert 0 < memory.free_here() <= psutil.virtual_memory().total
+
+
+def test_a_server_says_how_much_memory_is_free_on_its_machine(config, tmp_path):
+    repository.create(config, tmp_path / "models")
+    with triton.running(config, tmp_path / "models", tmp_path, load=()) as server:
+        free = memory.free_by_metrics(config, server.metrics_url)
+        assert abs(free - psutil.virtual_memory().available) < 2 * memory.GIB
+        tensorrt = load_config(config.workspace, "serving=tensorrt")
+        assert memory.free_by_metrics(tensorrt, server.metrics_url, timeout_s=0.5) is None  # it has no GPU
+    assert memory.free_by_metrics(config, server.metrics_url) is None
+    gpus = 'nv_gpu_memory_used_bytes{gpu_uuid="GPU-1"} 1.5e+09\nnv_gpu_memory_used_bytes{gpu_uuid="GPU-2"} 7\n'
+    found = memory.read_gauge(gpus, "nv_gpu_memory_used_bytes")
+    assert found == {'{gpu_uuid="GPU-1"}': 1_500_000_000, '{gpu_uuid="GPU-2"}': 7}
+
+
+@pytest.mark.parametrize("outcome", [None, "warned", "stopped"])
+def test_latency_is_held_against_the_champions_in_a_server_of_its_own(config, live, promote, bring, outcome):
+    promote(1)
+    registry.tag(config, 2, stage_warned="of an earlier try")
+    before, run = set(servers(config.workspace)), bring(2)
+    overrides = {None: WIDE, "warned": TIGHT, "stopped": [*TIGHT, "gate.latency.binds=true"]}[outcome]
+    limited = load_config(config.workspace, *overrides)
+    sentence = r"served p99 \d+\.\d ms is \d+\.\d\d times the champion's \d+\.\d ms, .*gate.latency.max_ratio is 0.001"
+    if outcome == "stopped":
+        with pytest.raises(StepFailed, match=sentence):
+            stage.run(limited, run)
+    else:
+        figures = stage.run(limited, run)
+        ratio = figures["latency_p99_ms"] / figures["champion_latency_p99_ms"]
+        assert figures["latency_ratio"] == ratio > 0.001 and 0 < figures["champion_latency_p50_ms"]
+        assert figures.get("warned") == (["latency"] if outcome else None)
+        tags = registry.tags(config, 2)
+        assert re.match(sentence, tags["stage_warned"]) if outcome else "stage_warned" not in tags
+    assert set(servers(config.workspace)) == before and answer(config)["version"] == 1
+
+
+def test_a_champion_that_no_longer_loads_is_not_compared_with_unless_the_limit_binds(config, live, promote, bring):
+    promote(1)
+    model = repository.folder(repository.live(config), repository.CLASSIFIER, 1) / "model.onnx"
+    content = model.read_bytes()
+    model.unlink()  # it is a second name of the file that was built
+    model.write_bytes(content[:1000])
+    run = bring(2)
+    assert "latency_ratio" not in stage.run(config, run)
+    with pytest.raises(StepFailed, match="Triton can't load toxic_text: .*stage/champion/triton.log"):
+        stage.run(load_config(config.workspace, "gate.latency.binds=true", "gate.override_reason=a test"), run)
+    assert staged(config.workspace) == []
 
 
 def test_the_committed_templates_are_what_triton_reads(config):
