@@ -123,7 +123,7 @@ def measure_beside_champion(config: Config, run: Run, models: Path, version: int
 
 
 def percentile(took: list[float], p: int) -> float:
-    """The median over the rounds of each one's percentile: what disturbs the machine for a moment changes few of them."""
+    """The median over the rounds of each one's percentile: what disturbs the machine for a moment is in few of them."""
     return float(np.median(np.percentile(np.reshape(took, (ROUNDS, SINGLES)), p, axis=1)))
 
 

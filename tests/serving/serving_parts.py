@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -163,6 +164,12 @@ def ready(config, part=repository.CLASSIFIER) -> list[int]:
     """The versions that the live server has loaded."""
     with InferenceServerClient(config.serving.url) as server:
         return [version for version in VERSIONS if server.is_model_ready(part, str(version))]
+
+
+def remove(config, version: int) -> None:
+    """Takes a version's folders out of the live repository."""
+    for part in repository.PARTS:
+        shutil.rmtree(repository.folder(repository.live(config), part, version))
 
 
 def overrides(config) -> list[str]:

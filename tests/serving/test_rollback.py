@@ -3,7 +3,7 @@
 import uuid
 
 import pytest
-from serving_parts import VERSIONS, answer, overrides, ready, run_of
+from serving_parts import VERSIONS, answer, overrides, ready, remove, run_of
 
 from tasks import config as configuration
 from tasks import run as runs
@@ -104,7 +104,7 @@ def test_a_version_that_is_no_longer_whole_on_disk_is_named_with_the_way_out(con
     engine.write_bytes(content[:-1])
     with pytest.raises(StepFailed, match="has SHA-256 .* or trigger toxicity_release for version 1"):
         roll_back(config)
-    repository.remove(repository.live(config), 1)
+    remove(config, 1)
     with pytest.raises(StepFailed, match="version 1 served before 2, but .* no longer keeps it: trigger toxicity_rel"):
         roll_back(config)
     assert in_service(config) == 2 and aliases(config) == {"champion": 2, "previous": 1}

@@ -254,8 +254,13 @@ def test_what_serves_and_what_served_last_stays_on_disk(config, made, tmp_path):
     # 8 served too and is gone from the disk; 5 is bad; 6 and 7 never served.
     repository.prune(tmp_path, history=[4, 8, 2])
     assert repository.installed(tmp_path) == [2, 4, 7]
+    # A removal that was killed has taken away the first part, an install that was killed has made no more than that.
+    repository.install(engine, tmp_path, 8, parts=repository.PARTS[1:])
+    (tmp_path / repository.TOKENIZER / ".9.new").mkdir()
     repository.prune(tmp_path, history=[])
     assert repository.installed(tmp_path) == [2, 4, 7]
+    for part in repository.PARTS:
+        assert sorted(path.name for path in (tmp_path / part).iterdir() if path.is_dir()) == ["2", "4", "7"]
     repository.create(config, tmp_path)  # a server that starts again
     assert repository.served(tmp_path) == 4
     assert files.read_json(repository.folder(tmp_path, repository.CLASSIFIER, 4) / "engine.json")["version"] == 1
