@@ -1,97 +1,356 @@
-"""Hot swaps under load: a server of its own goes back and forth between the two newest versions of the workspace.
+"""Hot swaps under load, every fifth of them to a version that must not come into service.
 
-    python benchmarks/swap_under_load.py [--swaps 20] [--clients 4] [profile=demo …]
+    python benchmarks/swap_under_load.py                       # 50 swaps under 8 clients: a few minutes
+    python benchmarks/swap_under_load.py --swaps 10 --clients 4
 
-Needs a workspace whose live repository keeps two versions (`make demo`, then `make demo FORCE=1`). The live server and
-the registry are not touched. Prints one JSON line per figure.
+A Triton, a registry and four versions of their own: tiny models with the demo's sizes and random weights, exported,
+built and staged as any version is. Half the clients ask over HTTP, half over gRPC, all without a pause, in a process of
+their own. The time without swaps is measured before and after. Prints one JSON line per figure; exit 1 where a request
+failed or met a version that was not in service, a flawed version came into service or a good one did not.
 """
 
 import argparse
 import json
+import multiprocessing
+import os
+import platform
 import shutil
 import sys
 import tempfile
 import threading
 import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
+import httpx
 import numpy as np
+import polars as pl
+import psutil
 from tritonclient.grpc import InferenceServerClient
 
-from tasks import config as configuration
-from tasks.serving import client, repository, swap, triton
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
+from tasks import config as configuration  # noqa: E402
+from tasks import files  # noqa: E402
+from tasks.data import sample  # noqa: E402
+from tasks.errors import StepFailed  # noqa: E402
+from tasks.labels import LABELS  # noqa: E402
+from tasks.promotion import registry  # noqa: E402
+from tasks.run import find  # noqa: E402
+from tasks.serving import build_engine, client, export_onnx, repository, stage, swap, triton  # noqa: E402
+from tasks.training import base_model, checkpoint, model  # noqa: E402
+
+VERSIONS = (1, 2, 3, 4)
+FLAWED_EVERY = 5
+STEADY_SECONDS = 20  # without swaps, before and after
+LOAD_TIMEOUT_S = 20  # the slow start takes longer
 TEXT = "You are an idiot, and thank you for the article."
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--swaps", type=int, default=20)
-    parser.add_argument("--clients", type=int, default=4)
-    arguments, overrides = parser.parse_known_args()
-    config = configuration.load(overrides or ["profile=demo"])
-    versions = repository.installed(repository.live(config))[-2:]
-    if len(versions) < 2:
-        print(f"{repository.live(config)} keeps {len(versions)} version(s), two are needed", file=sys.stderr)
-        return 2
+    parser.add_argument("--swaps", type=int, default=50)
+    parser.add_argument("--clients", type=int, default=8)
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        shutil.copytree(repository.live(config), Path(place) / "triton" / "models")
-        config.workspace = Path(place)
-        for figure in measure(config, versions, arguments.swaps, arguments.clients):
-            print(json.dumps(figure), flush=True)
-    return 0
+        config = configure(Path(place))
+        store = make_versions(config)
+        found = measure(config, store, arguments.swaps, arguments.clients)
+    for name, value, unit in found:
+        report(name, value, unit, arguments)
+    values = {name: value for name, value, _ in found}
+    wrong = ("swap_failed_requests", "swap_answers_of_a_wrong_version", "swap_wrong_outcomes")
+    return int(any(values[name] for name in wrong))
 
 
-def measure(config, versions: list[int], swaps: int, clients: int):
+def configure(workspace: Path):
+    """The demo's configuration in a workspace of its own; random weights are held against no limit of the gate."""
+    overrides = [
+        "profile=demo",
+        f"workspace={workspace}",
+        f"mlflow.tracking_uri=sqlite:///{workspace}/mlflow.db",
+        f"serving.load_timeout_s={LOAD_TIMEOUT_S}",
+        "serving.keep_previous_loaded=true",
+        *("gate.toxic.min=0", "gate.types.min=0", "gate.latency.max_ratio=1000"),
+        "gate.override_reason=random weights",
+    ]
+    os.chdir(ROOT)
+    return configuration.load(overrides)
+
+
+# Versions -------------------------------------------------------------------------------------------------------------
+
+
+def make_versions(config) -> Path:
+    """A repository beside the live one that holds every version as it is installed."""
+    registry.ensure_model(config)
+    write_test_split(config)
+    store = config.workspace / "store"
+    for version in VERSIONS:
+        run = find(config.workspace, f"run-{version}")
+        make_checkpoint(config, run, version)
+        run.save("register", {"version": version})
+        for step in (export_onnx, build_engine, stage):
+            run.save(step.__name__.rpartition(".")[2], step.run(config, run))
+        _, engine = build_engine.of_run(config, run)
+        repository.install(engine, store, version, golden=run.result("stage")["golden"])
+    return store
+
+
+def write_test_split(config) -> None:
+    generator = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as raw:
+        sample.write(Path(raw), 500, 500, label_noise=0.0, seed=0)
+        texts = pl.read_csv(Path(raw) / sample.JIGSAW_FILE)["comment_text"].head(200).to_list()
+    labels = {name: pl.Series(generator.integers(0, 2, len(texts)), dtype=pl.Int8) for name in LABELS}
+    file = config.workspace / "data" / "processed" / "test.parquet"
+    file.parent.mkdir(parents=True)
+    pl.DataFrame({"id": [str(i) for i in range(len(texts))], "text": texts, **labels}).write_parquet(file)
+
+
+def make_checkpoint(config, run, version: int) -> None:
+    """A folder like models/finetuned/final, of a model of the demo's sizes with random weights."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForSequenceClassification
+
+    folder = checkpoint.final(config)
+    shutil.rmtree(folder, ignore_errors=True)
+    tokenizer = base_model.make_tokenizer(config.model.architecture.vocab_size, seed=version)
+    tokenizer.save_pretrained(folder / "merged")
+    torch.manual_seed(version)
+    sizes = Qwen2Config(
+        **config.model.architecture.model_dump(),
+        num_labels=len(LABELS),
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.2,  # so that answers differ from message to message
+    )
+    Qwen2ForSequenceClassification(sizes).save_pretrained(folder / "merged")
+    files.write_json(folder / "adapter" / "adapter_config.json", {"version": version})
+    files.write_json(folder / "training.json", {"run_id": run.id, "max_length": config.model.max_length})
+    texts = export_onnx.test_messages(config)
+    logits = model.logits(*model.load_merged(folder), texts, config.model.max_length)
+    thresholds = 1 / (1 + np.exp(-np.median(logits, axis=0)))
+    files.write_json(folder / "thresholds.json", dict(zip(LABELS, thresholds.astype(float).tolist())))
+    tags = {"run_id": run.id, "checkpoint_sha256": checkpoint.content_hash(folder)}
+    name = config.mlflow.registered_model
+    registry.client(config).create_model_version(name, f"file:{config.workspace}", tags=tags)
+
+
+# Flaws ----------------------------------------------------------------------------------------------------------------
+
+
+def truncated_file(models: Path, version: int) -> None:
+    file = repository.folder(models, repository.CLASSIFIER, version) / "model.onnx"
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+
+
+def wrong_answers(models: Path, version: int) -> None:
+    append(models, repository.LABELS, version, "right = answer\n\n\ndef answer(decided):\n    return right(~decided)\n")
+
+
+def exception(models: Path, version: int) -> None:
+    code = "def broken(self, requests):\n    raise RuntimeError('broken')\n\n\nTritonPythonModel.execute = broken\n"
+    append(models, repository.TOKENIZER, version, code)
+
+
+def slow_start(models: Path, version: int) -> None:
+    append(models, repository.LABELS, version, f"import time\n\ntime.sleep({2 * LOAD_TIMEOUT_S})\n")
+
+
+FLAWS = (truncated_file, wrong_answers, exception, slow_start)
+
+
+def append(models: Path, part: str, version: int, code: str) -> None:
+    file = repository.folder(models, part, version) / "model.py"
+    file.write_text(f"{file.read_text()}\n\n{code}")
+
+
+# Swaps under load -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Swap:
+    """One swap of the series: when it began and ended, which version served before it and which after it."""
+
+    began: float
+    ended: float
+    flaw: str | None
+    before: int
+    target: int
+    after: int
+
+    @property
+    def as_expected(self) -> bool:
+        return self.after == (self.before if self.flaw else self.target)
+
+
+def measure(config, store: Path, swaps: int, clients: int) -> list[tuple[str, float, str]]:
     live = repository.live(config)
-    with (
-        triton.running(config, live, config.workspace) as server,
-        InferenceServerClient(server.url) as control,
-        Load(server.url, clients) as load,
-    ):
-        load.phase = "steady"
-        time.sleep(5)
-        load.phase = "swapping"
-        seconds = []
-        for _ in range(swaps):
-            target = next(version for version in versions if version != repository.served(live))
-            seconds.append(swap.replace(config, control, target, aliases={}, tags={}))
-        memory = triton.peak_memory(server.pid)
-    steady, swapping = (np.array([took for phase, took in load.took if phase == p]) for p in ("steady", "swapping"))
-    yield {"figure": "failed_requests", "value": len(load.failures), "of": len(load.took), "swaps": swaps}
-    yield {"figure": "swap_seconds", "median": float(np.median(seconds)), "max": max(seconds)}
-    yield {"figure": "p99_ms_steady", "value": float(np.percentile(steady, 99))}
-    yield {"figure": "p99_ms_swapping", "value": float(np.percentile(swapping, 99))}
-    yield {"figure": "peak_memory_mib", "value": round(memory / 2**20)}
+    repository.create(config, live)
+    with triton.running(config, live, config.workspace, load=()) as server:
+        config.serving.urls = [server.url]
+        for version in VERSIONS[:2]:  # from the second on a version before stays loaded
+            put_in_service(config, store, version)
+        before, done = memory_of(server.pid), []
+        with load(server, clients) as asked:
+            time.sleep(STEADY_SECONDS)
+            for number in range(1, swaps + 1):
+                flaw = FLAWS[number // FLAWED_EVERY % len(FLAWS)] if number % FLAWED_EVERY == 0 else None
+                done.append(one_swap(config, store, server.url, done[-1].after if done else VERSIONS[1], flaw))
+                print(f"swap {number}: {done[-1]}", file=sys.stderr)
+            time.sleep(STEADY_SECONDS)
+        put_in_service(config, store, next_of(done[-1].after))  # two versions loaded again, whatever the last one was
+        after = memory_of(server.pid)
+    return figures(done, asked, before, after)
 
 
-class Load:
-    """Clients that ask without a pause while the block lasts."""
+def one_swap(config, store: Path, url: str, serves: int, flaw) -> Swap:
+    began, target = time.monotonic(), next_of(serves)
+    put_in_service(config, store, target, flaw)
+    ended = time.monotonic()
+    answered = client.classify([TEXT], url)[0]["version"]
+    return Swap(began, ended, flaw.__name__ if flaw else None, serves, target, answered)
 
-    def __init__(self, url: str, clients: int):
-        self.url, self.phase, self.stopped = url, "start", threading.Event()
-        self.took, self.failures = [], []
-        self.threads = [threading.Thread(target=self.ask) for _ in range(clients)]
 
-    def __enter__(self):
-        for thread in self.threads:
-            thread.start()
-        return self
+def next_of(version: int) -> int:
+    return version % len(VERSIONS) + 1
 
-    def __exit__(self, *error):
-        self.stopped.set()
-        for thread in self.threads:
-            thread.join()
 
-    def ask(self):
-        with InferenceServerClient(self.url) as connection:
-            while not self.stopped.is_set():
-                phase, started = self.phase, time.perf_counter()
-                try:
-                    client.ask(connection, [TEXT])
-                except Exception as error:
-                    self.failures.append(error)
-                self.took.append((phase, 1000 * (time.perf_counter() - started)))
+def figures(done: list[Swap], asked, before: int, after: int) -> list[tuple[str, float, str]]:
+    """Requests count as during a swap when they were sent in one, but for a slow start's, which is mostly waiting."""
+    good = [one.ended - one.began for one in done if not one.flaw]
+    at, took, versions = (np.array(column) for column in zip(*asked.answers))
+    swapping, wrong = np.zeros(len(at), dtype=bool), np.zeros(len(at), dtype=bool)
+    for one, following in zip(done, [*done[1:], None]):
+        within = (at >= one.began) & (at < one.ended)
+        until_next = (at >= one.ended) & (at < (following.began if following else np.inf))
+        swapping |= within & (one.flaw != slow_start.__name__)
+        wrong |= within & ~np.isin(versions, [one.before, one.before if one.flaw else one.target])
+        wrong |= until_next & (versions != one.after)
+    steady = (at < done[0].began) | (at >= done[-1].ended)
+    percentiles = {
+        (p, name): float(np.percentile(took[rows], p))
+        for p in (50, 99)
+        for name, rows in (("steady", steady), ("swapping", swapping))
+    }
+    return [
+        ("swap_failed_requests", len(asked.failures), "requests"),
+        ("swap_answers_of_a_wrong_version", int(wrong.sum()), "requests"),
+        ("swap_requests", len(at), "requests"),
+        ("swap_wrong_outcomes", sum(not one.as_expected for one in done), "swaps"),
+        ("swap_flawed_versions", sum(one.flaw is not None for one in done), "swaps"),
+        ("swap_seconds_median", float(np.median(good)), "s"),
+        ("swap_seconds_max", max(good), "s"),
+        *((f"swap_p{p}_{name}", value, "ms") for (p, name), value in percentiles.items()),
+        ("swap_p99_ratio", percentiles[99, "swapping"] / percentiles[99, "steady"], "times"),
+        ("swap_memory_before", before / 2**20, "MiB"),
+        ("swap_memory_after", after / 2**20, "MiB"),
+    ]
+
+
+def put_in_service(config, store: Path, version: int, flaw=None) -> None:
+    """One swap as the step does it, of a version that is installed and then harmed."""
+    live = repository.live(config)
+    for part in repository.PARTS:
+        with files.new_folder(repository.folder(live, part, version)) as beside:
+            shutil.copytree(repository.folder(store, part, version), beside, dirs_exist_ok=True)
+    if flaw:
+        flaw(live, version)
+    with registry.lease(config, "benchmark") as still_mine, swap.live_servers(config) as servers:
+        swap.finish_or_undo(config, servers)
+        change = swap.going_forward(config, registry.alias(config, "champion"), version)
+        try:
+            swap.replace(config, servers, still_mine, version, **change)
+        except StepFailed as error:
+            print(str(error)[:300], file=sys.stderr)
+
+
+def memory_of(pid: int) -> int:
+    """Bytes that a server and the processes of its models hold in memory (RSS)."""
+    time.sleep(5)  # until those of a version that was let go of have ended
+    tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    return sum(process.memory_info().rss for process in tree)
+
+
+# Clients --------------------------------------------------------------------------------------------------------------
+
+
+class Asked:
+    """What the clients have got: (when it was sent, milliseconds, version) of each answer, and each failure."""
+
+    def __init__(self):
+        self.answers, self.failures = [], []
+
+
+@contextmanager
+def load(server, clients: int):
+    """Clients in a process of their own, which ask without a pause while the block lasts; yields what they have got."""
+    context, asked = multiprocessing.get_context("spawn"), Asked()
+    here, there = context.Pipe()
+    process = context.Process(target=ask_until_told, args=(server.url, server.http_url, clients, there))
+    process.start()
+    here.recv()
+    try:
+        yield asked
+    finally:
+        here.send("stop")
+        asked.answers, asked.failures = here.recv()
+        process.join()
+    for failure in asked.failures[:10]:
+        print(failure, file=sys.stderr)
+
+
+def ask_until_told(url: str, http_url: str, clients: int, pipe) -> None:
+    stopped, answers, failures = threading.Event(), [], []
+
+    def until_stopped(ask):
+        while not stopped.is_set():
+            at = time.monotonic()
+            try:
+                version = ask()
+                answers.append((at, 1000 * (time.monotonic() - at), version))
+            except Exception as error:
+                failures.append(f"{at}: {error!r}")
+
+    def over_grpc():
+        with InferenceServerClient(url) as connection:
+            until_stopped(lambda: client.ask(connection, [TEXT])[0]["version"])
+
+    def over_http():
+        body = {"inputs": [{"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": [TEXT]}]}
+
+        def ask():
+            found = connection.post(f"{http_url}/v2/models/toxic_text/infer", json=body).raise_for_status()
+            return json.loads(found.json()["outputs"][0]["data"][0])["version"]
+
+        with httpx.Client(timeout=60) as connection:
+            until_stopped(ask)
+
+    threads = [threading.Thread(target=over_http if i % 2 else over_grpc) for i in range(clients)]
+    for thread in threads:
+        thread.start()
+    pipe.send("asking")
+    pipe.recv()
+    stopped.set()
+    for thread in threads:
+        thread.join()
+    pipe.send((answers, failures))
+
+
+def report(name: str, value: float, unit: str, arguments) -> None:
+    machine = f"{os.cpu_count()} cores, {round(psutil.virtual_memory().total / 2**30)} GiB, {platform.system()}"
+    line = {
+        "name": name,
+        "value": round(value, 2),
+        "unit": unit,
+        "swaps": arguments.swaps,
+        "clients": arguments.clients,
+    }
+    print(json.dumps({**line, "machine": machine, "date": str(date.today())}), flush=True)
 
 
 if __name__ == "__main__":

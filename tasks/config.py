@@ -285,13 +285,21 @@ def not_float16(dtype):
     return dtype
 
 
+def split_at_commas(value):
+    """A list may come as one word of an environment variable: "a:8001,b:8001"."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+Address = Annotated[str, Field(pattern=r"^[^/\s,]+:\d+$")]  # host:port
+
+
 class Serving(Section):
     engine: Literal["tensorrt", "onnx"]
     tensorrt_package: Literal["tensorrt", "tensorrt_rtx"]
     compute_capability: str = Field(pattern=r"^(CURRENT|SM\d{2,3})$")
     dtype: Annotated[Literal["bfloat16", "float32"], BeforeValidator(not_float16)]
     opset: int = Field(ge=18)
-    url: str
+    urls: Annotated[list[Address], BeforeValidator(split_at_commas), Field(min_length=1)]
     listen: str
     http_port: int = Field(ge=1, le=65535)
     grpc_port: int = Field(ge=1, le=65535)
@@ -305,6 +313,13 @@ class Serving(Section):
     labels_instances: int = Field(ge=1)
     workspace_gib: float = Field(ge=0)
     load_timeout_s: int = Field(ge=1)
+    memory_headroom_gib: float = Field(ge=0)
+    keep_previous_loaded: Literal["auto"] | bool
+
+    @property
+    def url(self) -> str:
+        """The server that whoever wants an answer asks; only what changes service goes to all of them."""
+        return self.urls[0]
 
 
 class Config(Section):

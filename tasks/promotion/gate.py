@@ -74,7 +74,7 @@ def record_overrides(config: Config, version: int, step: str) -> None:
     tags = override_tags(overridden(config), step)
     stale = {f"{step}_{key}" for key in OVERRIDDEN} - tags.keys()
     for key in sorted(stale & registry.tags(config, version).keys()):
-        registry.delete_tag(config, version, key)
+        registry.untag(config, version, key)
     registry.tag(config, version, **tags)
 
 
@@ -99,7 +99,7 @@ def tag(config: Config, verdict: dict, before: dict[str, str]) -> None:
         tags["verdict"] = "gate_failed"
     for key, value in sorted(before.items()):
         if key == "gate" or key not in tags and (key in TAGS or (key, value) == ("verdict", "gate_failed")):
-            registry.delete_tag(config, version, key)
+            registry.untag(config, version, key)
     registry.tag(config, version, **tags, gate="passed" if verdict["passed"] else "failed")
 
 

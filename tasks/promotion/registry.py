@@ -169,8 +169,10 @@ def tag(config: Config, number: int, **values) -> None:
         mlflow.set_model_version_tag(config.mlflow.registered_model, str(number), key, str(value))
 
 
-def delete_tag(config: Config, number: int, key: str) -> None:
-    client(config).delete_model_version_tag(config.mlflow.registered_model, str(number), key)
+def untag(config: Config, number: int, *keys: str) -> None:
+    """Takes away those of a version's tags that it has."""
+    for key in set(keys) & tags(config, number).keys():
+        client(config).delete_model_version_tag(config.mlflow.registered_model, str(number), key)
 
 
 def ensure_model(config: Config, name: str | None = None) -> None:

@@ -182,19 +182,20 @@ def verify(repository: Path, version: int) -> None:
             raise StepFailed(complaint)
 
 
-def remove(repository: Path, version: int) -> None:
-    for part in PARTS:
-        shutil.rmtree(folder(repository, part, version), ignore_errors=True)
-
-
 def prune(repository: Path, history: list[int]) -> None:
     """Keeps KEEP versions on disk: the one in service, those that served last, then the newest of the others.
+
+    What a killed install or removal has left half-done goes, too.
 
     Args:
         history: versions that were in service and are good, the last one first; others are bad or never served.
     """
     there = installed(repository)
     ranked = dict.fromkeys([served(repository), *history, *reversed(there)])
-    for version in [version for version in ranked if version in there][KEEP:]:
-        remove(repository, version)
-        log.info("removed version %d from %s", version, repository)
+    kept = [version for version in ranked if version in there][:KEEP]
+    for version in set(there) - set(kept):
+        log.info("removing version %d from %s", version, repository)
+    for part in PARTS:
+        for other in [*(repository / part).glob("[1-9]*"), *(repository / part).glob(".[1-9]*")]:
+            if other.name not in map(str, kept):
+                shutil.rmtree(other, ignore_errors=True)

@@ -26,14 +26,14 @@ def run(overrides, reviewer, reason, config_path, config_name) -> dict:
 
     config = without_a_run(overrides, config_path, config_name)
     who, why = reviewer or getpass.getuser(), reason or "none given"
-    with registry.lease(config, f"rollback by {who}") as still_mine, swap.live_server(config) as server:
-        finished = swap.finish_or_undo(config, server)
+    with registry.lease(config, f"rollback by {who}") as still_mine, swap.live_servers(config) as servers:
+        finished = swap.finish_or_undo(config, servers)
         if finished and finished["hold"]:
             bad, target, seconds = finished["from"], finished["to"], None
         else:
             bad, target = registry.alias(config, "champion"), choose(config)
             change = swap.going_back(config, bad, target, who, why)
-            seconds = swap.replace(config, server, still_mine, target, **change)
+            seconds = swap.replace(config, servers, still_mine, target, **change)
     log.info("version %d serves again, %d is tagged as rolled back", target, bad)
     return {"step": "rollback", "served_version": target, "rolled_back_version": bad, "swap_seconds": seconds}
 

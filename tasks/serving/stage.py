@@ -1,54 +1,56 @@
 """Prove the candidate in the form in which it will serve: a second, short-lived Triton answers the whole test split as
-text. The live server is not touched."""
+text, and a third one serves the champion for comparison. The live server is not touched."""
 
 import logging
 import shutil
 import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import yaml
 
 from tasks import files, metrics
 from tasks.config import Config
 from tasks.errors import StepFailed
 from tasks.labels import LABELS
-from tasks.promotion import gate
+from tasks.promotion import gate, registry
 from tasks.run import Run
-from tasks.serving import build_engine, client, repository, triton
+from tasks.serving import build_engine, client, memory, repository, triton
 
 log = logging.getLogger(__name__)
 
 THREADS = 4  # requests under way at a time in the replay
-SINGLES = 200  # requests of one message, one after another, behind the latency figures
-GOLDEN = 8  # messages whose answers swap and rollback ask for again
+ROUNDS, SINGLES = 5, 100  # behind the latency figures: rounds, and requests of one message in each
+WARM_UP = 20  # such requests before the clock counts
+GOLDEN = 8  # test messages whose answers swap and rollback ask for again
+FIXED = Path(__file__).parents[2] / "expectations" / "golden.yaml"  # messages that every version is asked beside them
 
 
 def run(config: Config, run: Run) -> dict:
     """Serves the engine from a repository of its own, and holds its answers against the gate and against torch.
 
-    Returns the gate's two figures on the served answers, agreement with torch, latency, memory and the golden messages
-    with their answers.
+    Returns the gate's two figures on the served answers, agreement with torch, latency beside the champion's, memory
+    and the golden messages with their answers.
 
     Raises:
-        StepFailed: the server does not start, a figure is under its limit, or decisions differ from torch's.
+        StepFailed: there is too little memory, the server does not start, a figure is under its limit, or decisions
+            differ from torch's.
     """
     version, engine = build_engine.of_run(config, run)
     build_engine.require_fit(engine)
     gate.record_overrides(config, version, "stage")
     test = pl.read_parquet(config.workspace / "data" / "processed" / "test.parquet")
-    folder = config.workspace / "triton" / "staging"
-    triton.end_left_over(folder / "models")
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        install(config, engine, folder / "models", version)
-        with triton.running(config, folder / "models", folder) as server:
-            answers, replay_s = replay(config, test["text"].to_list(), server.url)
-            latency = measure_latency(test["text"].to_list(), server.url)
-            memory = triton.peak_memory(server.pid)
-    finally:
-        keep_log(folder / "triton.log", config.workspace / "logs" / "triton-stage.log")
-        shutil.rmtree(folder, ignore_errors=True)
+    texts, fixed = test["text"].to_list(), yaml.safe_load(FIXED.read_text(encoding="utf-8"))
+    with triton.staging_folder(config, run.id) as folder:
+        models = folder / "candidate"
+        install(config, engine, models, version)
+        with serving(config, models, run.folder / "stage") as (server, memory_figures):
+            answers, replay_s = replay(config, texts, server.url)
+            fixed_answers, _ = replay(config, [message["text"] for message in fixed], server.url)
+            latency = measure_beside_champion(config, run, folder / "champion", version, texts, server.url)
+            peak = triton.peak_memory(server.pid)
     truth, decisions = metrics.truth_of(test), decisions_of(answers)
     thresholds = np.array(files.read_json(engine / "settings.json")["thresholds"])
     near = near_threshold(answers, thresholds, config.gate.parity.near_threshold)
@@ -61,11 +63,26 @@ def run(config: Config, run: Run) -> dict:
         "parity": compare(run, test, decisions, near),
         "messages_per_second": len(test) / replay_s,
         **latency,
-        "peak_memory_mib": round(memory / 2**20),
-        "golden": golden(test["text"].to_list(), answers, near),
+        **memory_figures,
+        "peak_memory_mib": round(peak / 2**20),
+        "golden": golden(texts, answers, near) + asked_of_all(config, fixed, fixed_answers, thresholds),
     }
     judge(config, figures, {answer["version"] for answer in answers})
     return figures
+
+
+@contextmanager
+def serving(config: Config, models: Path, log_folder: Path):
+    """A server on a staging repository, started empty and loaded when it has the memory: a Server, and what was free.
+
+    Raises:
+        StepFailed: there is too little memory, or the version does not load.
+    """
+    version = repository.served(models)
+    with triton.running(config, models, log_folder, load=()) as server:
+        figures = memory.require(config, repository.folder(models, repository.CLASSIFIER, version), server.metrics_url)
+        triton.load(config, server, repository.TEXT, log_folder / "triton.log")
+        yield server, figures
 
 
 def install(config: Config, engine: Path, models: Path, version: int) -> None:
@@ -82,23 +99,59 @@ def replay(config: Config, texts: list[str], url: str) -> tuple[list[dict], floa
     return answers, time.monotonic() - started
 
 
-def measure_latency(texts: list[str], url: str) -> dict[str, float]:
-    """p50 and p99 in milliseconds of requests of one message, one at a time."""
+def measure_beside_champion(config: Config, run: Run, models: Path, version: int, texts: list[str], url: str) -> dict:
+    """Latency of the candidate and, where another version is in service, of that one in a third server, in turns.
+
+    The server's machine is the same for both at every moment: what else goes on there does not tip the scales.
+    """
+    with ExitStack() as stack:
+        urls = {"": url}
+        champion = repository.served(repository.live(config))
+        if champion not in (None, version):
+            try:
+                copy_champion(config, models, champion)
+                server, _ = stack.enter_context(serving(config, models, run.folder / "stage" / "champion"))
+                urls["champion_"] = server.url
+            except StepFailed as error:
+                if config.gate.latency.binds:
+                    raise
+                log.warning("the latency of version %d, the champion, is not measured: %s", champion, error)
+        took = measure_latency(texts, urls)
+    figures = {f"{whose}latency_p{p}_ms": percentile(took[whose], p) for whose in took for p in (50, 99)}
+    if "champion_" in took:
+        figures["latency_ratio"] = figures["latency_p99_ms"] / figures["champion_latency_p99_ms"]
+    return figures
+
+
+def percentile(took: list[float], p: int) -> float:
+    """The median over the rounds of each one's percentile: what disturbs the machine for a moment is in few of them."""
+    return float(np.median(np.percentile(np.reshape(took, (ROUNDS, SINGLES)), p, axis=1)))
+
+
+def copy_champion(config: Config, models: Path, champion: int) -> None:
+    """Makes a staging repository of the files with which the champion serves."""
+    live = repository.live(config)
+    for part in repository.PARTS:
+        source = repository.folder(live, part, champion)
+        shutil.copytree(source, repository.folder(models, part, champion), copy_function=repository.link)
+    built = repository.as_built(config, models, champion)
+    repository.create(built, models)
+    repository.write(models, repository.text_config(built, champion))
+
+
+def measure_latency(texts: list[str], urls: dict[str, str]) -> dict[str, list[float]]:
+    """Milliseconds of requests of one message, one at a time, each server asked in turn: ROUNDS x SINGLES of them."""
     from tritonclient.grpc import InferenceServerClient
 
-    took = []
-    with InferenceServerClient(url) as connection:
-        for i in range(SINGLES):
-            started = time.perf_counter()
-            client.ask(connection, [texts[i % len(texts)]])
-            took.append(1000 * (time.perf_counter() - started))
-    return {"latency_p50_ms": float(np.percentile(took, 50)), "latency_p99_ms": float(np.percentile(took, 99))}
-
-
-def keep_log(source: Path, target: Path) -> None:
-    if source.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+    took = {whose: [] for whose in urls}
+    with ExitStack() as stack:
+        connections = {whose: stack.enter_context(InferenceServerClient(url)) for whose, url in urls.items()}
+        for i in range(-WARM_UP, ROUNDS * SINGLES):
+            for whose, connection in connections.items():
+                started = time.perf_counter()
+                client.ask(connection, [texts[i % len(texts)]])
+                took[whose] += [1000 * (time.perf_counter() - started)] if i >= 0 else []
+    return took
 
 
 def decisions_of(answers: list[dict]) -> np.ndarray:
@@ -142,6 +195,21 @@ def golden(texts: list[str], answers: list[dict], near: np.ndarray) -> list[dict
     return [{"text": text, "answer": answer} for text, answer in chosen]
 
 
+def asked_of_all(config: Config, fixed: list[dict], answers: list[dict], thresholds: np.ndarray) -> list[dict]:
+    """The messages of expectations/golden.yaml with this version's answers, in the form of `golden`.
+
+    Where an answer may go either way, only its scores are held against a later one.
+    """
+    near = near_threshold(answers, thresholds, config.gate.parity.near_threshold).any(axis=1)
+    for message, answer in zip(fixed, answers):
+        if message["toxic"] != answer["toxic"]:
+            log.warning("%r is answered with toxic %s: see %s", message["text"], answer["toxic"], FIXED.name)
+    return [
+        {"text": message["text"], "answer": answer, "near_threshold": bool(either_way)}
+        for message, answer, either_way in zip(fixed, answers, near)
+    ]
+
+
 def judge(config: Config, figures: dict, versions: set[int]) -> None:
     if versions != {figures["version"]}:
         raise StepFailed(f"the staging server answered as version {versions}, not {figures['version']}: build it again")
@@ -158,3 +226,25 @@ def judge(config: Config, figures: dict, versions: set[int]) -> None:
             f"gate.parity.min_equal is {config.gate.parity.min_equal:.2%}: check serving.dtype and the tokenizer"
         )
     log.info("served F1 toxic %(f1_toxic).3f, types %(f1_types).3f, p99 %(latency_p99_ms).1f ms", figures)
+    judge_latency(config, figures)
+
+
+def judge_latency(config: Config, figures: dict) -> None:
+    """Warns of a candidate that is slower than the champion by more than gate.latency allows, or stops it.
+
+    A warning is kept as the version's tag `stage_warned`.
+    """
+    ratio, limit = figures.get("latency_ratio"), config.gate.latency
+    if ratio is not None and ratio > limit.max_ratio:
+        sentence = (
+            f"served p99 {figures['latency_p99_ms']:.1f} ms is {ratio:.2f} times the champion's "
+            f"{figures['champion_latency_p99_ms']:.1f} ms, measured the same way; gate.latency.max_ratio is "
+            f"{limit.max_ratio:g}"
+        )
+        if limit.binds:
+            raise StepFailed(f"{sentence}: make the model smaller, or see whether serving.buckets fit the messages")
+        log.warning(sentence)
+        figures["warned"] = ["latency"]
+        registry.tag(config, figures["version"], stage_warned=sentence)
+    else:
+        registry.untag(config, figures["version"], "stage_warned")

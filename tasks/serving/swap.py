@@ -2,20 +2,23 @@
 
 The new version is loaded beside the old one and asked some messages whose answers are known. Then the ensemble is tied
 to it, which is the switch: requests under way end on the old version, all others go to the new one. What a version
-brings goes over as a whole, its tokenizer too.
+brings goes over as a whole, its tokenizer too. Where memory allows, the old one stays loaded: going back is a switch.
+
+Several servers share one live repository. Each in turn proves the new version before the first is switched.
 """
 
 import logging
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tasks import files
 from tasks.config import Config
 from tasks.errors import StepFailed
+from tasks.labels import LABELS, TYPES
 from tasks.promotion import registry
 from tasks.run import Run, remove_builds
-from tasks.serving import build_engine, client, repository, triton
+from tasks.serving import build_engine, client, memory, repository, triton
 
 log = logging.getLogger(__name__)
 
@@ -23,17 +26,17 @@ SCORE_TOLERANCE = 0.02  # of a golden message's score: a request's neighbours in
 
 
 def run(config: Config, run: Run) -> dict:
-    """Swaps the run's staged version for the champion in the live server.
+    """Swaps the run's staged version for the champion in the live servers.
 
     Returns {"served_version", "previous_version", "swap_seconds"}; a version that is in service already is left alone.
 
     Raises:
-        StepFailed: somebody else changed the champion meanwhile, the server does not answer, or the new version does
-            not do there what it did in `stage`. The version that served before goes on serving.
+        StepFailed: somebody else changed the champion meanwhile, a server does not answer, or the new version does not
+            do there what it did in `stage`. The version that served before goes on serving.
     """
     version = run.result("build_engine")["version"]
-    with registry.lease(config, f"swap of run {run.id}", run.id) as still_mine, live_server(config) as server:
-        finish_or_undo(config, server)
+    with registry.lease(config, f"swap of run {run.id}", run.id) as still_mine, live_servers(config) as servers:
+        finish_or_undo(config, servers)
         champion = registry.alias(config, "champion")
         if champion == version and repository.served(repository.live(config)) == version:
             log.info("version %d is in service already", version)
@@ -53,7 +56,7 @@ def run(config: Config, run: Run) -> dict:
             change = going_back(config, champion, version, decided["reviewer"], decided["reason"])
         else:
             change = going_forward(config, champion, version)
-        seconds = replace(config, server, still_mine, version, **change)
+        seconds = replace(config, servers, still_mine, version, **change)
     remove_builds(config.workspace, run.id)  # the live repository has all that is needed now
     return {"served_version": version, "previous_version": champion, "swap_seconds": seconds}
 
@@ -104,29 +107,36 @@ def install(config: Config, run: Run, engine: Path, version: int) -> None:
 
 
 @contextmanager
-def live_server(config: Config):
-    """A gRPC client of the live server.
+def live_servers(config: Config):
+    """gRPC clients of all live servers, by address; nothing may change before every one has answered.
 
     Raises:
-        StepFailed: it does not answer, or serves a model that was copied in by hand.
+        StepFailed: one does not answer, or serves a model that was copied in by hand.
     """
     from tritonclient.grpc import InferenceServerClient
+
+    with ExitStack() as stack:
+        servers = {url: stack.enter_context(InferenceServerClient(url)) for url in config.serving.urls}
+        for url, server in servers.items():
+            require_answer(url, server)
+        yield servers
+
+
+def require_answer(url: str, server) -> None:
     from tritonclient.utils import InferenceServerException
 
-    with InferenceServerClient(config.serving.url) as server:
-        try:
-            name = server.get_server_metadata(client_timeout=10).name
-        except InferenceServerException as error:
-            raise StepFailed(
-                f"the live Triton at {config.serving.url} does not answer ({error.message()}): `make demo` or "
-                "./start_triton_server.sh starts it; serving.url or TRITON_URL names another"
-            ) from None
-        if name == triton.BY_HAND:
-            raise StepFailed(
-                f"the Triton at {config.serving.url} serves a model.onnx copied in by hand: stop it, and start "
-                "`python -m tasks.serving.triton`, which serves what swap brings"
-            )
-        yield server
+    try:
+        name = server.get_server_metadata(client_timeout=10).name
+    except InferenceServerException as error:
+        raise StepFailed(
+            f"the live Triton at {url} does not answer ({error.message()}): `make demo` or ./start_triton_server.sh "
+            "starts it; serving.urls or TRITON_URL names others, or leaves it out"
+        ) from None
+    if name == triton.BY_HAND:
+        raise StepFailed(
+            f"the Triton at {url} serves a model.onnx copied in by hand: stop it, and start "
+            "`python -m tasks.serving.triton`, which serves what swap brings"
+        )
 
 
 # The swap itself, which rollback uses too -----------------------------------------------------------------------------
@@ -137,11 +147,12 @@ def journal_file(config: Config) -> Path:
 
 
 def replace(
-    config: Config, server, still_mine, version: int, aliases: dict, tags: dict, hold: str | None = None
+    config: Config, servers: dict, still_mine, version: int, aliases: dict, tags: dict, hold: str | None = None
 ) -> float:
     """Puts an installed version into service in the place of the one that serves; returns the seconds it took.
 
     Args:
+        servers: as from live_servers.
         still_mine: called before each part of the commit; raises LeaseLost where another changes what serves by now.
         aliases: registry aliases, and the version each shall name (None: no version), the champion last.
         tags: registry version → tags it gets.
@@ -154,74 +165,117 @@ def replace(
     started = time.monotonic()
     if hold:  # first: one that a killed rollback leaves behind only asks for a person, one that it lacks asks nobody
         registry.set_hold(config, hold)
+    config = repository.as_built(config, repository.live(config), version)
+    try:
+        journal = begin(config, servers, version, aliases, tags, hold)
+    except Exception as error:
+        raise StepFailed(f"version {version} is not put into service, nothing is changed yet: {error}") from error
+    try:
+        for server in servers.values():
+            load_beside(config, server, journal)
+            try_out(config, server, version)
+        write_parts(config, versions_during(journal))
+        switch(config, servers, still_mine, version)
+        still_mine()
+        set_aliases(config, aliases)
+    except registry.LeaseLost:
+        raise  # an undo now would undo what the other does
+    except BaseException as error:
+        reason = " ".join(str(error).split())
+        log.error("version %d is not put into service: %s", version, reason)
+        undo(config, servers, journal, reason or type(error).__name__)
+        if not isinstance(error, Exception):
+            raise
+        raise StepFailed(
+            f"version {version} is not put into service, {journal['from'] or 'none'} serves as before: {reason}"
+        ) from error
+    try:
+        finish(config, servers, journal)
+    except Exception as error:
+        raise StepFailed(
+            f"version {version} is in service, but not all that follows is done, so run the same command again: "
+            + " ".join(str(error).split())
+        ) from error
+    return round(time.monotonic() - started, 3)
+
+
+def begin(config: Config, servers: dict, version: int, aliases: dict, tags: dict, hold: str | None) -> dict:
+    """Writes the journal, from which whoever comes next can finish or undo what a killed process has begun."""
     live = repository.live(config)
-    config = repository.as_built(config, live, version)
     repository.create(config, live)
     old = repository.served(live)
-    loaded = old is not None and all(server.is_model_ready(part, str(old)) for part in repository.PARTS)
+    unload_others(config, servers, {old, version})
     journal = {
         "from": old,
-        "serving": old if loaded else None,
+        "serving": [url for url, server in servers.items() if old and has_loaded(server, old)],
         "to": version,
         "started_at": registry.now(),
-        "configs": {m: repository.config_file(live, m).read_text() for m in (*repository.PARTS, repository.TEXT)},
+        # The ensemble first: a server that starts while they are written back must not tie it to parts that are gone.
+        "configs": {m: repository.config_file(live, m).read_text() for m in (repository.TEXT, *repository.PARTS)},
         "aliases": aliases,
         "aliases_before": {name: registry.alias(config, name) for name in aliases},
         "tags": tags,
         "hold": hold,  # says that it is a rollback
     }
     files.write_json(journal_file(config), journal)
-    try:
-        load_beside(config, server, live, journal["serving"], version)
-        try_out(config, server, live, version)
-        switch(config, server, still_mine, live, version)
-        still_mine()
-        set_aliases(config, aliases)
-    except registry.LeaseLost:
-        raise  # an undo now would undo what the other does
-    except BaseException as error:
-        log.error("version %d is not put into service: %s", version, error)
-        undo(config, server, journal)
-        if not isinstance(error, Exception):
-            raise
-        raise StepFailed(
-            f"version {version} is not put into service, {old or 'none'} serves as before: "
-            + " ".join(str(error).split())
-        ) from error
-    try:
-        finish(config, server, journal)
-    except Exception as error:
-        raise StepFailed(
-            f"version {version} is in service, but not all that follows is done, so run the same command again: "
-            + " ".join(str(error).split())
-        ) from error
-    return round(time.monotonic() - started, 2)
+    return journal
 
 
-def load_beside(config: Config, server, live: Path, old: int | None, new: int) -> None:
-    """Loads the new version's parts while the old one goes on serving; on disk only what has loaded is written."""
-    versions = sorted({old, new} - {None})
+def unload_others(config: Config, servers: dict, keep: set[int | None]) -> None:
+    """Lets go of the version before the one that serves, where it was kept: there is room for two, not for three."""
+    live = repository.live(config)
     for part in repository.PARTS:
-        wanted = repository.part_config(config, part, versions)
-        load(config, server, wanted)
-        repository.write(live, wanted)
+        wanted = repository.read(repository.config_file(live, part))
+        loaded = list(wanted.version_policy.specific.versions)
+        kept = [version for version in loaded if version in keep]
+        if kept and kept != loaded:
+            wanted.version_policy.specific.versions[:] = kept
+            for server in servers.values():
+                if all(is_ready(server, part, version) for version in kept):
+                    load(config, server, wanted)
+            repository.write(live, wanted)
 
 
-def try_out(config: Config, server, live: Path, version: int) -> None:
+def has_loaded(server, version: int) -> bool:
+    return all(is_ready(server, part, version) for part in repository.PARTS)
+
+
+def is_ready(server, part: str, version: int) -> bool:
+    return server.is_model_ready(part, str(version), client_timeout=60)
+
+
+def versions_during(journal: dict) -> list[int]:
+    """What is loaded between the start and the end of a swap; a version that loaded nowhere is not waited for."""
+    return sorted({journal["to"], *([journal["from"]] if journal["serving"] else [])})
+
+
+def load_beside(config: Config, server, journal: dict) -> None:
+    """Loads the new version's parts while the old one goes on serving."""
+    for part in repository.PARTS:
+        load(config, server, repository.part_config(config, part, versions_during(journal)))
+
+
+def try_out(config: Config, server, version: int) -> None:
     """Asks the loaded version its golden messages, through an ensemble that no client knows."""
     load(config, server, repository.text_config(config, version, repository.TRIAL))
-    confirm(server, live, version, repository.TRIAL)
-    server.unload_model(repository.TRIAL)
+    confirm(config, server, version, repository.TRIAL)
+    server.unload_model(repository.TRIAL, client_timeout=config.serving.load_timeout_s)
 
 
-def switch(config: Config, server, still_mine, live: Path, version: int) -> None:
+def write_parts(config: Config, versions: list[int]) -> None:
+    for part in repository.PARTS:
+        repository.write(repository.live(config), repository.part_config(config, part, versions))
+
+
+def switch(config: Config, servers: dict, still_mine, version: int) -> None:
     """Ties the ensemble to a version, sees it answer, and only then writes it down: the commit."""
     wanted = repository.text_config(config, version)
+    for server in servers.values():
+        still_mine()
+        load(config, server, wanted)
+        confirm(config, server, version, repository.TEXT)
     still_mine()
-    load(config, server, wanted)
-    confirm(server, live, version, repository.TEXT)
-    still_mine()
-    repository.write(live, wanted)
+    repository.write(repository.live(config), wanted)
 
 
 def load(config: Config, server, wanted) -> None:
@@ -232,16 +286,33 @@ def load(config: Config, server, wanted) -> None:
     server.load_model(wanted.name, config=text, client_timeout=config.serving.load_timeout_s)
 
 
-def confirm(server, live: Path, version: int, ensemble: str) -> None:
+def confirm(config: Config, server, version: int, ensemble: str) -> None:
     """Raises StepFailed unless the ensemble answers as this version, as it did in `stage`."""
-    missing = [part for part in repository.PARTS if not server.is_model_ready(part, str(version))]
+    missing = [part for part in repository.PARTS if not is_ready(server, part, version)]
     if missing:
         raise StepFailed(f"the server says that version {version} of {', '.join(missing)} is not ready")
-    for message in repository.golden(live, version):
-        expected, found = message["answer"], client.ask(server, [message["text"]], model=ensemble)[0]
-        off = max(abs(found["scores"][name] - score) for name, score in expected["scores"].items())
-        if found["version"] != version or found["labels"] != expected["labels"] or off > SCORE_TOLERANCE:
-            raise StepFailed(f"{message['text'][:60]!r} is answered with {found}, in stage it was {expected}")
+    for message in repository.golden(repository.live(config), version):
+        found = client.ask(server, [message["text"]], config.serving.load_timeout_s, ensemble)[0]
+        if not as_expected(found, message, version):
+            raise StepFailed(f"{message['text'][:60]!r} is answered with {found}, in stage it was {message['answer']}")
+
+
+def as_expected(found: dict, message: dict, version: int) -> bool:
+    """Whether an answer has the form that every version keeps, and is this version's, as recorded in `stage`."""
+    if not well_formed(found) or found["version"] != version:
+        return False
+    expected, either_way = message["answer"], message.get("near_threshold", False)
+    if found["labels"] != expected["labels"] and not either_way:
+        return False
+    return all(abs(found["scores"][name] - score) <= SCORE_TOLERANCE for name, score in expected["scores"].items())
+
+
+def well_formed(answer: dict) -> bool:
+    """Whether it says toxic or not, types only of a toxic message, a probability for each label, and a version."""
+    if set(answer) != {"toxic", "labels", "scores", "version"} or list(answer["scores"]) != list(LABELS):
+        return False
+    labels_fit = set(answer["labels"]) <= set(TYPES) and (answer["toxic"] or not answer["labels"])
+    return labels_fit and all(0 <= score <= 1 for score in answer["scores"].values())
 
 
 def set_aliases(config: Config, aliases: dict) -> None:
@@ -252,55 +323,92 @@ def set_aliases(config: Config, aliases: dict) -> None:
             registry.delete_alias(config, name)
 
 
-def finish(config: Config, server, journal: dict) -> None:
-    """What follows a commit: the old version leaves the server's memory, the registry learns it, old folders go."""
+def finish(config: Config, servers: dict, journal: dict) -> None:
+    """What follows a commit: the old version leaves memory, or stays for a quick way back; the registry learns it."""
     live, version = repository.live(config), journal["to"]
     config = repository.as_built(config, live, version)
-    for part in repository.PARTS:
-        wanted = repository.part_config(config, part, [version])
-        load(config, server, wanted)
-        repository.write(live, wanted)
-        for other in set(repository.installed(live)) - {version}:
-            if server.is_model_ready(part, str(other)):
-                raise StepFailed(f"{part} version {other} is still loaded beside {version}: run swap again")
+    kept = [journal["from"]] if keeps_previous(config, servers, journal) else []
+    for url, server in servers.items():
+        load(config, server, repository.text_config(config, version))  # it may have started again since the switch
+        for part in repository.PARTS:
+            load(config, server, repository.part_config(config, part, sorted([*kept, version])))
+        require_unloaded(url, server, set(repository.installed(live)) - {version, *kept})
+    write_parts(config, sorted([*kept, version]))
     for tagged, values in journal["tags"].items():
         registry.tag(config, int(tagged), **values)
-    repository.prune(live, registry.history(config))
+    registry.untag(config, version, "swap_failed_because", "swap_failed_at")
+    repository.prune(live, [*kept, *registry.history(config)])
     journal_file(config).unlink()
-    log.info("version %d is in service", version)
+    log.info("version %d is in service%s", version, f", {kept[0]} stays loaded" if kept else "")
 
 
-def undo(config: Config, server, journal: dict) -> None:
+def keeps_previous(config: Config, servers: dict, journal: dict) -> bool:
+    """Whether the version that served stays loaded: a good one, where configuration and memory allow."""
+    old, setting = journal["from"], config.serving.keep_previous_loaded
+    if setting is False or journal["hold"] or old in (None, journal["to"]):
+        return False
+    if not all(has_loaded(server, old) for server in servers.values()):
+        return False
+    return setting is True or all(has_room(config, url, journal["to"]) for url in servers)
+
+
+def has_room(config: Config, url: str, version: int) -> bool:
+    """Whether a server with two versions loaded leaves enough memory to stage a third, and the headroom."""
+    address = f"http://{url.rpartition(':')[0]}:{config.serving.metrics_port}/metrics"
+    free = memory.free_by_metrics(config, address)
+    if free is None:
+        return False
+    engine = repository.folder(repository.live(config), repository.CLASSIFIER, version)
+    return free >= memory.needed(config, engine) + config.serving.memory_headroom_gib * memory.GIB
+
+
+def require_unloaded(url: str, server, versions: set[int]) -> None:
+    for part in repository.PARTS:
+        for version in versions:
+            if is_ready(server, part, version):
+                raise StepFailed(f"{part} version {version} is still loaded at {url}: run the same command again")
+
+
+def undo(config: Config, servers: dict, journal: dict, reason: str) -> None:
     """Everything as it was before. What cannot be reached now is left to the next swap or rollback, by the journal."""
-    live = repository.live(config)
+    for model, text in journal["configs"].items():
+        files.write_text(repository.config_file(repository.live(config), model), text)
+    problems = []
+    for url, server in servers.items():  # a server that is away must not keep the others from going back
+        try:
+            restore(config, server, journal, url in journal["serving"])
+        except Exception as error:
+            problems.append(f"{url}: {error}")
     try:
-        server.unload_model(repository.TRIAL)
-        # The ensemble first: it must not stay tied to a version whose parts go.
-        for model in (repository.TEXT, *repository.PARTS):
-            files.write_text(repository.config_file(live, model), journal["configs"][model])
-            restore(config, server, model, journal)
         set_aliases(config, journal["aliases_before"])
+        registry.tag(config, journal["to"], swap_failed_because=reason[:5000], swap_failed_at=registry.now())
     except Exception as error:
-        log.error("not all could be undone, the next swap or rollback tries again: %s", error)
-        return
-    journal_file(config).unlink()
+        problems.append(str(error))
+    if problems:
+        log.error("not all could be undone, the next swap or rollback tries again: %s", "; ".join(problems))
+    else:
+        journal_file(config).unlink()
 
 
-def restore(config: Config, server, model: str, journal: dict) -> None:
-    """Has the server read a model's configuration on disk again, or forget the model if nothing was in service."""
+def restore(config: Config, server, journal: dict, was_loaded: bool) -> None:
+    """Has a server read the configurations on disk again, or forget the models if nothing was in service."""
     from tritonclient.utils import InferenceServerException
 
-    if journal["from"] is None:
-        server.unload_model(model)
-        return
-    try:
-        server.load_model(model, client_timeout=config.serving.load_timeout_s)
-    except InferenceServerException:
-        if journal["serving"] is not None:  # else it did not load before either
-            raise
+    timeout_s = config.serving.load_timeout_s
+    server.unload_model(repository.TRIAL, client_timeout=timeout_s)
+    # The ensemble first: it must not stay tied to a version whose parts go.
+    for model in (repository.TEXT, *repository.PARTS):
+        if journal["from"] is None:
+            server.unload_model(model, client_timeout=timeout_s)
+            continue
+        try:
+            server.load_model(model, client_timeout=timeout_s)
+        except InferenceServerException:
+            if was_loaded:  # else it did not load before either
+                raise
 
 
-def finish_or_undo(config: Config, server) -> dict | None:
+def finish_or_undo(config: Config, servers: dict) -> dict | None:
     """Ends a swap or rollback that was killed: finished if it had committed, else undone.
 
     Returns the journal of one that it has finished, else None.
@@ -315,12 +423,12 @@ def finish_or_undo(config: Config, server) -> dict | None:
     log.warning("%s the killed swap to version %d", "finishing" if committed else "undoing", journal["to"])
     if committed:
         set_aliases(config, journal["aliases"])
-        finish(config, server, journal)
+        finish(config, servers, journal)
         return journal
-    undo(config, server, journal)
+    undo(config, servers, journal, "the process was killed before the commit")
     if journal_file(config).exists():
         raise StepFailed(
-            f"the swap to version {journal['to']} that was killed could not be undone: see the log; if the server is "
+            f"the swap to version {journal['to']} that was killed could not be undone: see the log; if a server is "
             f"beyond repair, start it again: it serves {journal['from'] or 'nothing'} from disk"
         )
     return None

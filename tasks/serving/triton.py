@@ -6,6 +6,7 @@ becomes the live server of the workspace. With --by-hand it serves a model.onnx 
 triton_model_repository/toxic_classificator/1/, until that file is taken away again.
 """
 
+import fcntl
 import logging
 import os
 import re
@@ -36,6 +37,7 @@ class Server:
     pid: int
     url: str
     http_url: str
+    metrics_url: str
 
 
 def serve(config: Config) -> None:
@@ -134,7 +136,8 @@ def running(config: Config, models: Path, folder: Path, load=(repository.TEXT,))
             arguments, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
     try:
-        server = Server(process.pid, f"127.0.0.1:{ports[1]}", f"http://127.0.0.1:{ports[0]}")
+        http, metrics = f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[2]}/metrics"
+        server = Server(process.pid, f"127.0.0.1:{ports[1]}", http, metrics)
         wait_until_ready(process, server.http_url, folder / "triton.log", config.serving.load_timeout_s)
         yield server
     finally:
@@ -146,8 +149,76 @@ def running(config: Config, models: Path, folder: Path, load=(repository.TEXT,))
             process.wait()
 
 
-def end_left_over(models: Path) -> None:
-    """Kills what a killed process has left running on this repository: a server, and the processes of its models.
+def load(config: Config, server: Server, model: str, log_file: Path) -> None:
+    """Loads a model, and those that an ensemble needs. Raises StepFailed, which quotes the log, where it does not."""
+    from tritonclient.grpc import InferenceServerClient
+    from tritonclient.utils import InferenceServerException
+
+    try:
+        with InferenceServerClient(server.url) as client:
+            client.load_model(model, client_timeout=config.serving.load_timeout_s)
+    except InferenceServerException as error:
+        raise StepFailed(f"Triton can't load {model}: {why(log_file) or error.message()}; see {log_file}") from None
+
+
+@contextmanager
+def staging_folder(config: Config, run_id: str):
+    """An empty folder for the servers that a run is staged in; it is gone when the block ends.
+
+    A process holds a lock on its folder as long as it lives, which the system lets go of however it ends. What is not
+    locked is left over: those servers are ended, and their folders removed. Others are left alone.
+
+    Raises:
+        StepFailed: another process stages this very run.
+    """
+    staging = config.workspace / "triton" / "staging"
+    staging.mkdir(parents=True, exist_ok=True)
+    folder = staging / run_id
+    with locked(staging, wait=True):  # one at a time looks round and settles
+        for other in [path for path in staging.iterdir() if path.is_dir()]:
+            remove_left_over(other)
+        if folder.exists():
+            raise StepFailed(f"run {run_id} is being staged by another process, in {folder}: wait until it is through")
+        folder.mkdir()
+        lock = take_lock(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = False):
+    """Holds a folder's lock for the length of the block. Raises BlockingIOError where another process has it."""
+    lock = take_lock(folder, wait)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def take_lock(folder: Path, wait: bool = False) -> int:
+    """A descriptor that holds the folder's lock until it is closed; programs that this process starts don't get it."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def remove_left_over(folder: Path) -> None:
+    """Removes a staging folder, and ends the servers on it, unless a living process holds it."""
+    with suppress(BlockingIOError, FileNotFoundError), locked(folder):
+        end_servers(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        log.warning("removed %s, which a killed stage has left", folder)
+
+
+def end_servers(folder: Path) -> None:
+    """Kills servers whose model repository is in a folder, and the processes of their models.
 
     The latter notice by themselves that their server is gone, but not while they start.
     """
@@ -156,8 +227,8 @@ def end_left_over(models: Path) -> None:
     killed = []
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if any(word.removeprefix("--model-repository=").startswith(str(models)) for word in words):
-            log.warning("ending what a killed step has left: pid %d", process.pid)
+        if any(word.removeprefix("--model-repository=").startswith(f"{folder}/") for word in words):
+            log.warning("ending what a killed stage has left: pid %d", process.pid)
             with suppress(psutil.NoSuchProcess):
                 process.kill()
             killed.append(process)

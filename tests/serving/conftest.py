@@ -82,10 +82,11 @@ def config(workspace):
     http, grpc, metrics = triton.free_ports(3)
     return load_config(
         workspace,
-        f"serving.url=127.0.0.1:{grpc}",
+        f"serving.urls=[127.0.0.1:{grpc}]",
         f"serving.http_port={http}",
         f"serving.grpc_port={grpc}",
         f"serving.metrics_port={metrics}",
+        "serving.keep_previous_loaded=false",
     )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -165,8 +166,19 @@ def ready(config, part=repository.CLASSIFIER) -> list[int]:
         return [version for version in VERSIONS if server.is_model_ready(part, str(version))]
 
 
+def remove(config, version: int) -> None:
+    """Takes a version's folders out of the live repository."""
+    for part in repository.PARTS:
+        shutil.rmtree(repository.folder(repository.live(config), part, version))
+
+
 def overrides(config) -> list[str]:
     """What a command needs to mean the same servers and the same registered model."""
-    settings = {"serving.url": config.serving.url}
+    serving = config.serving
+    settings = {
+        "serving.urls": f"[{','.join(serving.urls)}]",
+        "serving.metrics_port": serving.metrics_port,
+        "serving.keep_previous_loaded": serving.keep_previous_loaded,
+    }
     settings |= {f"mlflow.{name}": value for name, value in config.mlflow.model_dump().items()}
     return ["profile=demo", *(f"{name}={value}" for name, value in settings.items())]

@@ -3,7 +3,7 @@
 import uuid
 
 import pytest
-from serving_parts import VERSIONS, answer, overrides, ready, run_of
+from serving_parts import VERSIONS, answer, overrides, ready, remove, run_of
 
 from tasks import config as configuration
 from tasks import run as runs
@@ -104,7 +104,7 @@ def test_a_version_that_is_no_longer_whole_on_disk_is_named_with_the_way_out(con
     engine.write_bytes(content[:-1])
     with pytest.raises(StepFailed, match="has SHA-256 .* or trigger toxicity_release for version 1"):
         roll_back(config)
-    repository.remove(repository.live(config), 1)
+    remove(config, 1)
     with pytest.raises(StepFailed, match="version 1 served before 2, but .* no longer keeps it: trigger toxicity_rel"):
         roll_back(config)
     assert in_service(config) == 2 and aliases(config) == {"champion": 2, "previous": 1}
@@ -251,8 +251,8 @@ def test_a_swap_that_has_lost_its_lease_stops_before_the_commit_and_the_next_tid
         patched.setattr(swap, moment, then_taken_over)
         promote(2)
     assert repository.served(repository.live(config)) == serves and aliases(config) == before
-    with registry.lease(config, "rollback by bo"), swap.live_server(config) as server:
-        swap.finish_or_undo(config, server)
+    with registry.lease(config, "rollback by bo"), swap.live_servers(config) as servers:
+        swap.finish_or_undo(config, servers)
     assert in_service(config) == serves and registry.alias(config, "champion") == serves
     assert promote(2)["served_version"] == 2
 
@@ -261,7 +261,7 @@ def test_a_rollback_and_a_hold_take_no_runs_overrides(config, live, promote):
     promote(1)
     promote(2)
     weekly = run_of(config.workspace, "weekly")
-    runs.record(weekly, config, ["serving=tensorrt", "mlflow.registered_model=another", "serving.url=127.0.0.1:9"])
+    runs.record(weekly, config, ["serving=tensorrt", "mlflow.registered_model=another", "serving.urls=[127.0.0.1:9]"])
     assert runs.newest(config.workspace) == weekly
     by_hand = [o for o in overrides(config) if o != "profile=demo"]
     # What a version is built for now, by default, is not what these are built for: it would not load.

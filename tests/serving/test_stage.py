@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,11 +9,13 @@ import time
 import polars as pl
 import psutil
 import pytest
-from serving_parts import ROOT, load_config, messages, run_of
+import yaml
+from serving_parts import ROOT, answer, load_config, messages, run_of
 
 from tasks import files
 from tasks.errors import StepFailed, UsageError
-from tasks.serving import repository, stage
+from tasks.promotion import registry
+from tasks.serving import memory, repository, stage, triton
 
 
 def servers(workspace) -> list[int]:
@@ -20,6 +23,15 @@ def servers(workspace) -> list[int]:
     command_lines = {process.pid: process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])}
     starts = (f"--model-repository={workspace}", f"{workspace}/triton")
     return [pid for pid, words in command_lines.items() if any(word.startswith(starts) for word in words)]
+
+
+TIGHT = ["gate.latency.max_ratio=0.001", "gate.override_reason=a test"]
+WIDE = ["gate.latency.max_ratio=1000", "gate.override_reason=a test"]
+
+
+def staged(workspace) -> list[str]:
+    """The runs that have a staging folder."""
+    return sorted(folder.name for folder in (workspace / "triton" / "staging").iterdir())
 
 
 def test_the_whole_split_is_answered_as_torch_answers_it(made):
@@ -30,13 +42,16 @@ def test_the_whole_split_is_answered_as_torch_answers_it(made):
     assert figures["parity"]["equal"] == 1.0
     assert 0 < figures["latency_p50_ms"] <= figures["latency_p99_ms"]
     assert figures["peak_memory_mib"] > 50
-    golden = figures["golden"]
-    assert len(golden) == stage.GOLDEN and {m["answer"]["toxic"] for m in golden} == {True, False}
+    assert figures["memory_free_gib"] > figures["memory_needed_gib"] > figures["peak_memory_mib"] / 2**10 / 3
+    drawn = [message for message in figures["golden"] if message["text"] in messages()]
+    assert len(drawn) == stage.GOLDEN and {m["answer"]["toxic"] for m in drawn} == {True, False}
+    fixed = [message["text"] for message in yaml.safe_load(stage.FIXED.read_text(encoding="utf-8"))]
+    assert [message["text"] for message in figures["golden"]] == [m["text"] for m in drawn] + fixed
 
 
 def test_nothing_is_left_of_the_staging_server(made):
-    assert servers(made) == [] and not (made / "triton" / "staging").exists()
-    assert (made / "logs" / "triton-stage.log").stat().st_size > 0
+    assert servers(made) == [] and staged(made) == []
+    assert (run_of(made, 1).folder / "stage" / "triton.log").stat().st_size > 0
 
 
 def test_served_figures_under_the_gate_stop_the_release(config, bring):
@@ -73,8 +88,10 @@ def test_a_changed_engine_file_is_not_staged(config, bring):
         stage.run(config, run)
 
 
-def test_what_a_killed_stage_has_left_is_removed_by_the_next(config, bring):
-    run = bring(1)
+@pytest.fixture
+def other(config, bring):
+    """A process that stages run 1 and gets no further than its server."""
+    bring(1)
     program = f"""
         import time
         from pathlib import Path
@@ -85,23 +102,41 @@ def test_what_a_killed_stage_has_left_is_removed_by_the_next(config, bring):
         stage.run(load_config(workspace), run_of(workspace, 1))
     """
     path = f"{ROOT}:{ROOT / 'tests' / 'serving'}"
-    killed = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, env={**os.environ, "PYTHONPATH": path}
     )
-    folder = config.workspace / "triton" / "staging"
     while len(servers(config.workspace)) < 2:
-        assert killed.poll() is None
+        assert process.poll() is None
         time.sleep(0.1)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    left = servers(config.workspace)
-    assert left
-    try:
-        assert stage.run(config, run)["f1_toxic"] == 1.0
-        assert servers(config.workspace) == [] and not folder.exists()
-    finally:
-        for pid in set(left) & set(servers(config.workspace)):
-            os.kill(pid, signal.SIGKILL)
+    left = [psutil.Process(pid) for pid in servers(config.workspace)]
+    yield process
+    for one in [process, *(one for one in left if one.is_running())]:
+        one.kill()
+    process.wait()
+
+
+def test_only_what_a_killed_stage_has_left_is_removed_by_another(config, bring, other):
+    run, there = bring(2), set(servers(config.workspace))
+    assert stage.run(config, run)["f1_toxic"] == 1.0
+    assert there <= set(servers(config.workspace)) and staged(config.workspace) == ["run-1"]
+    bring(1)
+    with pytest.raises(StepFailed, match="run run-1 is being staged by another process, in .*run-1: wait"):
+        stage.run(config, run_of(config.workspace, 1))
+    assert there <= set(servers(config.workspace))
+
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    bring(2)
+    assert stage.run(config, run)["f1_toxic"] == 1.0
+    assert servers(config.workspace) == [] and staged(config.workspace) == []
+
+
+def test_a_stage_that_starts_again_ends_what_its_killed_self_has_left(config, other):
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    assert servers(config.workspace) and staged(config.workspace) == ["run-1"]
+    assert stage.run(config, run_of(config.workspace, 1))["f1_toxic"] == 1.0
+    assert servers(config.workspace) == [] and staged(config.workspace) == []
 
 
 def test_a_terminated_stage_takes_its_server_with_it(config, bring, monkeypatch):
@@ -113,7 +148,76 @@ def test_a_terminated_stage_takes_its_server_with_it(config, bring, monkeypatch)
     monkeypatch.setattr(stage, "replay", terminated)
     with pytest.raises(SystemExit):
         stage.run(config, run)
-    assert servers(config.workspace) == [] and not (config.workspace / "triton" / "staging").exists()
+    assert servers(config.workspace) == [] and staged(config.workspace) == []
+
+
+def test_too_little_memory_is_said_before_anything_is_loaded(config, bring):
+    run = bring(1)
+    with pytest.raises(
+        StepFailed,
+        match=r"needs about 0\.\d+ GiB of memory, and serving.memory_headroom_gib=100000 beside it; \d+\.\d\d GiB",
+    ):
+        stage.run(load_config(config.workspace, "serving.memory_headroom_gib=100000"), run)
+    assert servers(config.workspace) == []
+    assert "toxic_classificator" not in (run.folder / "stage" / "triton.log").read_text().partition("Server Options")[0]
+
+
+def test_a_containers_limit_counts_as_the_memory_that_there_is(tmp_path):
+    assert memory.control_groups(tmp_path) == []
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.control_groups(tmp_path) == []
+    (tmp_path / "memory.max").write_text("3000\n")
+    (tmp_path / "memory.current").write_text("2500\n")
+    (tmp_path / "memory.stat").write_text("active_file 7\ninactive_file 500\n")
+    assert memory.control_groups(tmp_path) == [(3000, 2000)]
+    assert 0 < memory.free_here() <= psutil.virtual_memory().total
+
+
+def test_a_server_says_how_much_memory_is_free_on_its_machine(config, tmp_path):
+    repository.create(config, tmp_path / "models")
+    with triton.running(config, tmp_path / "models", tmp_path, load=()) as server:
+        free = memory.free_by_metrics(config, server.metrics_url)
+        assert abs(free - psutil.virtual_memory().available) < 2 * memory.GIB
+        tensorrt = load_config(config.workspace, "serving=tensorrt")
+        assert memory.free_by_metrics(tensorrt, server.metrics_url, timeout_s=0.5) is None  # it has no GPU
+    assert memory.free_by_metrics(config, server.metrics_url) is None
+    gpus = 'nv_gpu_memory_used_bytes{gpu_uuid="GPU-1"} 1.5e+09\nnv_gpu_memory_used_bytes{gpu_uuid="GPU-2"} 7\n'
+    found = memory.read_gauge(gpus, "nv_gpu_memory_used_bytes")
+    assert found == {'{gpu_uuid="GPU-1"}': 1_500_000_000, '{gpu_uuid="GPU-2"}': 7}
+
+
+@pytest.mark.parametrize("outcome", [None, "warned", "stopped"])
+def test_latency_is_held_against_the_champions_in_a_server_of_its_own(config, live, promote, bring, outcome):
+    promote(1)
+    registry.tag(config, 2, stage_warned="of an earlier try")
+    before, run = set(servers(config.workspace)), bring(2)
+    overrides = {None: WIDE, "warned": TIGHT, "stopped": [*TIGHT, "gate.latency.binds=true"]}[outcome]
+    limited = load_config(config.workspace, *overrides)
+    sentence = r"served p99 \d+\.\d ms is \d+\.\d\d times the champion's \d+\.\d ms, .*gate.latency.max_ratio is 0.001"
+    if outcome == "stopped":
+        with pytest.raises(StepFailed, match=sentence):
+            stage.run(limited, run)
+    else:
+        figures = stage.run(limited, run)
+        ratio = figures["latency_p99_ms"] / figures["champion_latency_p99_ms"]
+        assert figures["latency_ratio"] == ratio > 0.001 and 0 < figures["champion_latency_p50_ms"]
+        assert figures.get("warned") == (["latency"] if outcome else None)
+        tags = registry.tags(config, 2)
+        assert re.match(sentence, tags["stage_warned"]) if outcome else "stage_warned" not in tags
+    assert set(servers(config.workspace)) == before and answer(config)["version"] == 1
+
+
+def test_a_champion_that_no_longer_loads_is_not_compared_with_unless_the_limit_binds(config, live, promote, bring):
+    promote(1)
+    model = repository.folder(repository.live(config), repository.CLASSIFIER, 1) / "model.onnx"
+    content = model.read_bytes()
+    model.unlink()  # it is a second name of the file that was built
+    model.write_bytes(content[:1000])
+    run = bring(2)
+    assert "latency_ratio" not in stage.run(config, run)
+    with pytest.raises(StepFailed, match="Triton can't load toxic_text: .*stage/champion/triton.log"):
+        stage.run(load_config(config.workspace, "gate.latency.binds=true", "gate.override_reason=a test"), run)
+    assert staged(config.workspace) == []
 
 
 def test_the_committed_templates_are_what_triton_reads(config):
@@ -152,8 +256,13 @@ def test_what_serves_and_what_served_last_stays_on_disk(config, made, tmp_path):
     # 8 served too and is gone from the disk; 5 is bad; 6 and 7 never served.
     repository.prune(tmp_path, history=[4, 8, 2])
     assert repository.installed(tmp_path) == [2, 4, 7]
+    # A removal that was killed has taken away the first part, an install that was killed has made no more than that.
+    repository.install(engine, tmp_path, 8, parts=repository.PARTS[1:])
+    (tmp_path / repository.TOKENIZER / ".9.new").mkdir()
     repository.prune(tmp_path, history=[])
     assert repository.installed(tmp_path) == [2, 4, 7]
+    for part in repository.PARTS:
+        assert sorted(path.name for path in (tmp_path / part).iterdir() if path.is_dir()) == ["2", "4", "7"]
     repository.create(config, tmp_path)  # a server that starts again
     assert repository.served(tmp_path) == 4
     assert files.read_json(repository.folder(tmp_path, repository.CLASSIFIER, 4) / "engine.json")["version"] == 1

@@ -184,13 +184,13 @@ def test_a_killed_swap_is_finished_or_undone_by_the_next(config, live, promote, 
             with pytest.raises(Killed):
                 promote(2)
         assert swap.journal_file(config).exists()
-        with registry.lease(config, "test") as still_mine, swap.live_server(config) as server:
-            swap.finish_or_undo(config, server)
+        with registry.lease(config, "test") as still_mine, swap.live_servers(config) as servers:
+            swap.finish_or_undo(config, servers)
             assert answer(config)["version"] == lands_on and ready(config) == [lands_on]
             assert registry.alias(config, "champion") == lands_on
             assert repository.served(repository.live(config)) == lands_on and not swap.journal_file(config).exists()
             if lands_on == 2:
-                swap.replace(config, server, still_mine, 1, {"champion": 1}, {})
+                swap.replace(config, servers, still_mine, 1, {"champion": 1}, {})
 
 
 def killed(*arguments):

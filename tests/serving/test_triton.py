@@ -34,7 +34,7 @@ def test_a_model_copied_by_hand_is_served(config, made, checkout):
         shutil.copy(exported / "tokenizer.json", copied)
         server.start("/v2/models/toxic_text/ready")
         answer = client.classify(["you are an idiot"], config.serving.url)[0]
-        with pytest.raises(StepFailed, match="copied in by hand"), swap.live_server(config):
+        with pytest.raises(StepFailed, match="copied in by hand"), swap.live_servers(config):
             pass
     finally:
         server.stop()

@@ -356,7 +356,7 @@ def test_a_demo_follows_a_demo_by_itself(config, run):
 
 def test_a_champion_that_was_never_judged_leaves_its_successor_to_a_person(config, run):
     demo = after(config, run, ["profile=demo"], champion=["profile=demo"])
-    registry.delete_tag(config, 1, "gate_limits")
+    registry.untag(config, 1, "gate_limits")
     run.save("gate", gate.run(demo, run))
     with pytest.raises(Skip, match="nobody knows by which limits version 1, which serves, was judged"):
         decide.run(demo, run)
