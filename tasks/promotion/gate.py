@@ -72,9 +72,7 @@ def record_overrides(config: Config, version: int, step: str) -> None:
     """Tags the version with the limits that another step than this one judges it by, where they are not the shipped;
     takes the tags of an earlier time away where they are."""
     tags = override_tags(overridden(config), step)
-    stale = {f"{step}_{key}" for key in OVERRIDDEN} - tags.keys()
-    for key in sorted(stale & registry.tags(config, version).keys()):
-        registry.untag(config, version, key)
+    registry.untag(config, version, *({f"{step}_{key}" for key in OVERRIDDEN} - tags.keys()))
     registry.tag(config, version, **tags)
 
 
@@ -97,9 +95,8 @@ def tag(config: Config, verdict: dict, before: dict[str, str]) -> None:
     tags |= override_tags(verdict, "gate") | tags_of(config.gate)
     if not verdict["passed"] and before.get("verdict", "gate_failed") == "gate_failed":
         tags["verdict"] = "gate_failed"
-    for key, value in sorted(before.items()):
-        if key == "gate" or key not in tags and (key in TAGS or (key, value) == ("verdict", "gate_failed")):
-            registry.untag(config, version, key)
+    stale = {*TAGS, *(["verdict"] if before.get("verdict") == "gate_failed" else [])} - tags.keys()
+    registry.untag(config, version, "gate", *stale)
     registry.tag(config, version, **tags, gate="passed" if verdict["passed"] else "failed")
 
 

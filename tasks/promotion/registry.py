@@ -171,7 +171,8 @@ def tag(config: Config, number: int, **values) -> None:
 
 def untag(config: Config, number: int, *keys: str) -> None:
     """Takes away those of a version's tags that it has."""
-    for key in set(keys) & tags(config, number).keys():
+    there = tags(config, number)
+    for key in [key for key in keys if key in there]:
         client(config).delete_model_version_tag(config.mlflow.registered_model, str(number), key)
 
 
