@@ -9,10 +9,10 @@ from tasks.run import find
 
 
 @pytest.fixture
-def workspace(tmp_path, monkeypatch):
+def workspace(tmp_path, empty_store, monkeypatch):
     """An empty workspace for steps that run in this process or below it, by hand and not in the DAG."""
     monkeypatch.setenv("TOXIC_WORKSPACE", str(tmp_path))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty_store, tmp_path)}")
     for name in ("TOXIC_RUN_ID", "TOXIC_OVERRIDES"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path

@@ -131,7 +131,7 @@ def test_the_report_shows_all_of_it_and_loads_nothing(evaluated):
         run.save(step, {"step": step, "expectations": [], "warnings": 0, "drift": []})
     checks = gate.judge(config, result)
     assert all(check["passed"] for check in checks if check["group"] == "champion")  # it is the champion
-    run.save("gate", {"version": 1, "champion": 1, "passed": True, "hold": None, "checks": checks})
+    run.save("gate", {"version": 1, "champion": 1, "passed": True, "hold": None, "person": [], "checks": checks})
     run.save("evaluate", result)
     found = report.run(config, run)
     page = Path(found["report"]).read_text(encoding="utf-8")

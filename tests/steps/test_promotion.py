@@ -14,10 +14,9 @@ from tasks.run import Run
 
 
 @pytest.fixture
-def config(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOXIC_WORKSPACE", str(tmp_path))
+def config(workspace, monkeypatch):
     monkeypatch.delenv("TOXIC_REVIEW", raising=False)
-    return configuration.load(["profile=demo", f"mlflow.tracking_uri=sqlite:///{tmp_path}/mlflow.db"])
+    return configuration.load(["profile=demo"])
 
 
 @pytest.fixture
@@ -166,8 +165,7 @@ def test_a_version_judged_again_has_only_the_last_verdict(config, run):
 
 def test_the_command_refuses_a_changed_limit_without_a_reason(config, run, monkeypatch, capsys):
     monkeypatch.chdir(configuration.SHIPPED.parent)
-    arguments = ["gate", "profile=demo", f"mlflow.tracking_uri={config.mlflow.tracking_uri}", "gate.toxic.binds=false"]
-    assert commands.main(arguments) == 2
+    assert commands.main(["gate", "profile=demo", "gate.toxic.binds=false"]) == 2
     assert "gate.toxic.binds is false, not true" in capsys.readouterr().err
     assert not run.has("gate") and "gate" not in registry.tags(config, 1)
 
@@ -271,10 +269,7 @@ REAL = ["profile=gpu"]
 def after(config, run, overrides, champion=REAL, **tags):
     """The configuration of a run with these overrides, whose version 2 meets version 1, judged by `champion`'s limits,
     in service."""
-    configs = [
-        configuration.load([*chosen, f"mlflow.tracking_uri={config.mlflow.tracking_uri}"])
-        for chosen in (champion, overrides)
-    ]
+    configs = [configuration.load(chosen) for chosen in (champion, overrides)]
     registry.tag(config, 1, profile=configs[0].profile, base_sha256="base")
     gate.run(configs[0], run)
     registry.set_alias(config, "champion", 1)
@@ -371,7 +366,7 @@ def test_never_rejects_also_what_a_person_would_have_to_approve(config, run):
 
 
 def test_a_release_says_that_its_own_limits_ask_for_less(config, run, caplog):
-    gate.run(configuration.load([*REAL, f"mlflow.tracking_uri={config.mlflow.tracking_uri}"]), run)
+    gate.run(configuration.load(REAL), run)
     registry.set_alias(config, "champion", 1)
     release = config.model_copy(update={"release": config.release.model_copy(update={"version": 1})})
     found = decide.run(release, run, decision="approve", reviewer="ada", reason="once more")

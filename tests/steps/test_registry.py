@@ -14,7 +14,7 @@ import pytest
 import commands
 from tasks import config as configuration
 from tasks.errors import Skip, StepFailed, UsageError
-from tasks.promotion import decide, registry, report
+from tasks.promotion import decide, limits, registry, report
 from tasks.run import find
 
 ROOT = Path(__file__).parents[2]
@@ -260,7 +260,7 @@ def test_a_person_clears_the_hold_and_the_registry_says_who_and_why(config, over
 def run(config):
     """A run whose version 1 passed the gate when nothing served."""
     made = find(config.workspace, "weekly-1")
-    number = version(config, run_id=made.id, fingerprint="abc", gate="passed")
+    number = version(config, run_id=made.id, fingerprint="abc", gate="passed", **limits.tags_of(config.gate))
     made.save("register", {"version": number})
     made.save("gate", {"champion": None})
     return made
@@ -292,7 +292,7 @@ def test_what_was_rejected_is_settled_and_can_still_be_released(config, run, mon
 
 
 def test_approval_counts_for_the_champion_that_the_version_was_compared_with(config, run):
-    other = version(config)
+    other = version(config, **limits.tags_of(config.gate))
     registry.set_alias(config, "champion", other)
     with pytest.raises(
         StepFailed, match="on version 1 fell while no version was champion; now it is version 2: .*toxicity_release"

@@ -50,10 +50,10 @@ def call(tmp_path, *arguments, **environment):
         (["hold", "--clear=maybe"], "--clear=maybe: it takes no value"),
     ],
 )
-def test_bad_input_is_exit_2_with_one_clear_line(tmp_path, monkeypatch, capfd, arguments, words):
+def test_bad_input_is_exit_2_with_one_clear_line(tmp_path, empty_store, monkeypatch, capfd, arguments, words):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("TOXIC_WORKSPACE", str(tmp_path))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{empty_store}")
     code, said = commands.main(arguments), capfd.readouterr()
     assert code == 2, said.err
     assert words in said.err.splitlines()[-1]
