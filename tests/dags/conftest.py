@@ -6,6 +6,7 @@ import socket
 import stat
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +114,22 @@ def write_plan(folder: Path, exit=None, mode="auto", hold=None, person=(), revie
         "results": results(hold, list(person), passed=not (exit or {}).get("gate")),
     }
     (folder / "plan.json").write_text(json.dumps(plan))
+
+
+def run_to_the_end(dag, meanwhile=lambda: None, **conf):
+    """A run of a DAG by Airflow itself, in this process. While it waits, `meanwhile` is called again and again.
+
+    Runs of one DAG share its parameters: what one leaves out it finds as the one before had it.
+    """
+    sleep = time.sleep
+
+    def sleep_less(seconds):  # `test()` would sleep a second for each task that is skipped or waits
+        sleep(min(seconds, 0.05))
+        meanwhile()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.sleep", sleep_less)
+        return dag.test(run_conf=conf, logical_date=None)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.handlers import Message
-from conftest import free_port
+from conftest import free_port, run_to_the_end
 
 from dags import notices
 
@@ -71,9 +71,8 @@ def mail(port, **extra):
     return {"conn_type": "smtp", "host": "127.0.0.1", "port": port, "extra": extra}
 
 
-def run(dag, **conf):
-    dag_run = dag.test(run_conf={**PARAMS, **conf}, logical_date=None)
-    return dag_run.state
+def run(dag, meanwhile=lambda: None, **conf):
+    return run_to_the_end(dag, meanwhile, **PARAMS, **conf).state
 
 
 def test_a_run_tells_of_the_gate_and_the_swap_by_mail_slack_and_web(weekly, steps, configured, mails, posts):
@@ -125,22 +124,13 @@ def test_a_missed_gate_and_a_failed_step_are_told_of(weekly, steps, configured, 
     assert failed["url"].endswith("/tasks/prepare")
 
 
-def test_a_waiting_review_is_told_of_also_when_it_cannot_be(weekly, steps, configured, posts, monkeypatch):
-    import time
-
+def test_a_waiting_review_is_told_of_also_when_it_cannot_be(weekly, steps, configured, posts):
     from test_runs import answer
 
-    sleep = time.sleep
-
-    def meanwhile(seconds):
-        sleep(min(seconds, 0.05))
-        answer("Approve", None, [])
-
-    monkeypatch.setattr("time.sleep", meanwhile)
     nowhere = {"conn_type": "http", "host": f"http://127.0.0.1:{free_port()}"}
     configured(nowhere=nowhere, web={"conn_type": "http", "host": f"http://127.0.0.1:{posts.port}"})
     steps(mode="review", review_hours=36)
-    assert run(weekly) == "success"
+    assert run(weekly, meanwhile=lambda: answer("Approve", None, [])) == "success"
     (review,) = (body for _, body in posts.received if body["event"] == "review")
     assert review["subject"] == "version 7 waits for your review"
     assert "within 36 hours" in review["text"]

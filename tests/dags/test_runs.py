@@ -1,35 +1,26 @@
 """Whole runs of the weekly DAG by Airflow itself: real operators and trigger rules, steps that end as they are told."""
 
 import json
-import time
 from types import SimpleNamespace
 
 import pytest
-from conftest import free_port
+from conftest import free_port, run_to_the_end
 
 from dags import registry as registry_of_dags
 
 AFTER_GATE = {"review", "decide", "export_onnx", "build_engine", "stage", "swap"}
-# Runs of `test()` share the DAG's parameters: what one leaves out it would find as the one before had it.
 PARAMS = {"profile": "demo", "promotion": "config", "data_folder": None, "epochs": None, "limits": None, "reason": None}
 
 
 @pytest.fixture
-def run(weekly, steps, workspace, monkeypatch):
+def run(weekly, steps, workspace):
     """A function that runs the DAG to its end and returns (state of the run, {task: state}, calls by step).
 
     `meanwhile` is called again and again while the run waits for a person.
     """
-    sleep = time.sleep
 
     def to_the_end(meanwhile=lambda: None, **conf):
-        def sleep_less(seconds):  # dag.test() would sleep a second for each task that is skipped or waits
-            sleep(min(seconds, 0.05))
-            meanwhile()
-
-        monkeypatch.setattr("time.sleep", sleep_less)
-        dag_run = weekly.test(run_conf={**PARAMS, **conf}, logical_date=None)
-        monkeypatch.setattr("time.sleep", sleep)
+        dag_run = run_to_the_end(weekly, meanwhile, **{**PARAMS, **conf})
         states = {task.task_id: task.state for task in dag_run.get_task_instances()}
         calls = {
             file.stem: [json.loads(line) for line in file.read_text().splitlines()]
@@ -225,7 +216,7 @@ def released(release, steps, registry, workspace):
 
     def to_the_end(**conf):
         empty = {"profile": "demo", "limits": None, "reason": None}
-        dag_run = release.test(run_conf={**empty, **conf}, logical_date=None)
+        dag_run = run_to_the_end(release, **{**empty, **conf})
         states = {task.task_id: task.state for task in dag_run.get_task_instances()}
         calls = {
             file.stem: json.loads(file.read_text().splitlines()[-1])["environment"]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,10 @@ from tasks.training import base_model, baseline, checkpoint, evaluate, model
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory):
+def evaluated(tmp_path_factory, empty_store):
     """(config, run, result) of an evaluation whose champion is the model itself."""
     workspace = tmp_path_factory.mktemp("workspace")
+    shutil.copy(empty_store, workspace)
     config = configuration.load(
         [
             "profile=demo",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import uuid
@@ -22,10 +23,11 @@ from tasks.serving import predict
 from tasks.training import checkpoint, evaluate, train
 
 ROOT = Path(__file__).parents[2]
+NOBODY = "http://127.0.0.1:9"
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, empty_store):
     """(overrides, run) of a model of two small layers, trained and evaluated."""
     workspace = tmp_path_factory.mktemp("workspace")
     overrides = [
@@ -41,7 +43,7 @@ def trained(tmp_path_factory):
         "gate.types.min=0",
         "gate.override_reason=a test of what follows the gate",
     ]
-    config = configuration.load([*overrides, f"mlflow.tracking_uri=sqlite:///{workspace}/mlflow.db"])
+    config = configuration.load([*overrides, f"mlflow.tracking_uri=sqlite:///{shutil.copy(empty_store, workspace)}"])
     run, data = find(workspace, "weekly-1"), workspace / "data" / "processed"
     data.mkdir(parents=True)
     for split, seed in (("train", 0), ("val", 1), ("test", 2)):
@@ -192,17 +194,23 @@ def killed(*arguments, **named):
 
 def test_a_server_that_goes_away_before_any_step_leaves_nothing_half_done(config, trained, mlflow_server):
     _, run = trained
-    hasty = config.model_copy(update={"mlflow": config.mlflow.model_copy(update={"attempts": 2, "backoff_s": 0})})
+    hasty = {"attempts": 2, "backoff_s": 0}
+    killed, away = (
+        config.model_copy(update={"mlflow": config.mlflow.model_copy(update={**hasty, "tracking_uri": address})})
+        for address in (mlflow_server.uri, NOBODY)  # the same to a step; to start a server takes seconds
+    )
+    mlflow_server.kill()
+    try:
+        with pytest.raises(StepFailed, match=f"MLflow at {mlflow_server.uri} does not answer, tried 2 times"):
+            register.run(killed, run)
+    finally:
+        mlflow_server.start()
     for step in ("validate_raw", "validate_prepared"):
         run.save(step, {"step": step, "expectations": [], "warnings": 0, "drift": [], "champion_run": None})
     seen = []
     for step in (register, gate, report, decide):
-        mlflow_server.kill()
-        try:
-            with pytest.raises(StepFailed, match=f"MLflow at {mlflow_server.uri} does not answer, tried 2 times"):
-                step.run(hasty, run)
-        finally:
-            mlflow_server.start()
+        with pytest.raises(StepFailed, match=f"MLflow at {NOBODY} does not answer, tried 2 times"):
+            step.run(away, run)
         state = known(config)
         assert state == (seen[-1] if seen else {})  # as it was after the step before
         run.save(step.__name__.rpartition(".")[2], step.run(config, run))

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,9 +40,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def config(tmp_path_factory, empty_store):
     """Prepared splits of 60 messages, and a model of two small layers."""
     workspace = tmp_path_factory.mktemp("workspace")
+    shutil.copy(empty_store, workspace)
     folder = workspace / "data" / "processed"
     folder.mkdir(parents=True)
     for split, seed in (("train", 0), ("val", 1), ("test", 2)):
@@ -366,7 +368,7 @@ def trained(config):
     arguments, place = command(
         config,
         "train",
-        "training.num_train_epochs=20",
+        "training.num_train_epochs=8",
         "training.patience=100",
         "training.checkpoint_every_minutes=1e-9",
         TOXIC_RUN_ID="killed",
@@ -392,7 +394,7 @@ def test_a_killed_training_resumes_from_its_checkpoint(config, trained):
     result, logs = trained
     assert "stopped by SIGTERM before step" in logs[1]
     assert "resuming from" in logs[1] and "resuming from" in logs[2]
-    assert result["steps"] == 20 * 10 and result["bad_steps"] == 0
+    assert result["steps"] == 8 * 10 and result["bad_steps"] == 0
     assert not (config.workspace / "models" / "finetuned" / "checkpoints" / "killed").exists()
 
 
@@ -401,7 +403,7 @@ def test_what_was_computed_twice_was_the_same(config, trained):
     losses = {}
     for metric in history:
         assert losses.setdefault(metric.step, metric.value) == metric.value
-    assert set(losses) == set(range(1, 20 * 10 + 1))
+    assert set(losses) == set(range(1, 8 * 10 + 1))
 
 
 def test_the_better_of_both_merged_models_is_kept(config, trained):
