@@ -75,7 +75,7 @@ envs: .venv/tasks/.done .venv/airflow/.done .venv/triton/.done
 	.venv/uv/bin/pip install --quiet uv
 
 constraints: | $(UV) ## resolve the newest versions into the constraints files
-	@for spec in "constraints.txt --extra dev --group airflow" "constraints-triton.txt --group triton"; do \
+	@for spec in "constraints.txt --extra dev --group airflow --group airflow-image --group mlflow-image" "constraints-triton.txt --group triton"; do \
 		set -- $$spec; file=$$1; shift; head="$$(grep '^#' $$file)"; \
 		$(UV) pip compile pyproject.toml "$$@" --universal --python-version 3.11 --no-annotate --no-header -q -o $$file --upgrade; \
 		printf '%s\n%s\n' "$$head" "$$(cat $$file)" >$$file; \
