@@ -3,14 +3,12 @@
 `admin` may do everything; `steps`, by which the steps and the DAGs come, owns what it has made; `reviewer` may set the
 model's aliases and tags; whoever else gets an account may look (`default_permission`).
 
-    python docker/mlflow_init.py FILE     # writes the server's configuration of its users to FILE (MLFLOW_AUTH_CONFIG_PATH)
+    python docker/mlflow_init.py FILE    # FILE becomes the server's configuration of users (MLFLOW_AUTH_CONFIG_PATH)
 """
 
 import os
 import sys
 from pathlib import Path
-
-from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
 
 from tasks import config
 
@@ -28,6 +26,8 @@ def main(configuration: Path) -> None:
         f"[mlflow]\ndefault_permission = READ\nadmin_username = admin\ndatabase_uri = {escaped}\n", encoding="utf-8"
     )
     configuration.chmod(0o600)
+    from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore  # it reads the file when it is imported
+
     store = SqlAlchemyStore()
     store.init_db(database)
     for user, secret in USERS.items():
