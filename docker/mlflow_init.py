@@ -1,7 +1,7 @@
 """MLflow's users, with the passwords of the secrets: before every start of the server, so that a new secret holds.
 
-`admin` may do everything; `steps`, by which the steps and the DAGs come, owns what it has made; `reviewer` may set the
-model's aliases and tags; whoever else gets an account may look (`default_permission`).
+`admin` may do everything; `steps`, by which the steps and the DAGs come, owns the registered models and what else it
+makes; `reviewer` may set the model's aliases and tags; whoever else gets an account may look (`default_permission`).
 
     python docker/mlflow_init.py FILE    # FILE becomes the server's configuration of users (MLFLOW_AUTH_CONFIG_PATH)
 """
@@ -9,6 +9,9 @@ model's aliases and tags; whoever else gets an account may look (`default_permis
 import os
 import sys
 from pathlib import Path
+
+from mlflow.exceptions import MlflowException
+from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as SqlAlchemyRegistry
 
 from tasks import config
 
@@ -21,11 +24,7 @@ USERS = {  # and the secret that holds the password
 
 def main(configuration: Path) -> None:
     database = os.environ["MLFLOW_BACKEND_STORE_URI"]
-    escaped = database.replace("%", "%%")  # the file is read with interpolation
-    configuration.write_text(
-        f"[mlflow]\ndefault_permission = READ\nadmin_username = admin\ndatabase_uri = {escaped}\n", encoding="utf-8"
-    )
-    configuration.chmod(0o600)
+    write_configuration(configuration, database)
     from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore  # it reads the file when it is imported
 
     store = SqlAlchemyStore()
@@ -37,7 +36,25 @@ def main(configuration: Path) -> None:
         elif not store.authenticate_user(user, password):
             store.update_user(user, password=password)
     model = config.load().mlflow.registered_model
+    for name in (model, f"{model}-lease"):
+        create_model(database, name)
+        store.grant_user_permission("steps", "registered_model", name, "MANAGE")
     store.grant_user_permission("reviewer", "registered_model", model, "EDIT")
+
+
+def write_configuration(file: Path, database: str) -> None:
+    escaped = database.replace("%", "%%")  # the file is read with interpolation
+    file.write_text(f"[mlflow]\ndefault_permission = READ\nadmin_username = admin\ndatabase_uri = {escaped}\n", "utf-8")
+    file.chmod(0o600)
+
+
+def create_model(database: str, name: str) -> None:
+    """An empty registered model: to all but admins, MLflow refuses questions about one that is not there yet."""
+    registry = SqlAlchemyRegistry(database)
+    try:
+        registry.get_registered_model(name)
+    except MlflowException:
+        registry.create_registered_model(name)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ random() { head -c "$1" /dev/urandom | base64 --wrap=0 | tr '+/' '-_' | tr -d '=
 value() {
     case $1 in
     AIRFLOW__DATABASE__SQL_ALCHEMY_CONN) echo "postgresql+psycopg2://airflow:$(random 24)@postgres/airflow" ;;
-    MLFLOW_BACKEND_STORE_URI) echo "postgresql://mlflow:$(random 24)@postgres/mlflow" ;;
+    MLFLOW_BACKEND_STORE_URI) echo "postgresql+psycopg2://mlflow:$(random 24)@postgres/mlflow" ;;
     AIRFLOW__CORE__FERNET_KEY) echo "$(random 32)=" ;; # 32 bytes in base64
     AIRFLOW__API__SECRET_KEY | AIRFLOW__API_AUTH__JWT_SECRET | MLFLOW_FLASK_SERVER_SECRET_KEY) random 64 ;;
     POSTGRES_PASSWORD | MLFLOW_TRACKING_PASSWORD) random 24 ;;
