@@ -28,7 +28,9 @@ FROM build AS server
 COPY constraints-triton.txt ./
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv venv /opt/triton \
- && uv pip install --python /opt/triton/bin/python --compile-bytecode --constraint constraints-triton.txt --group triton
+ && uv pip install --python /opt/triton/bin/python --compile-bytecode --constraint constraints-triton.txt --group triton \
+ # The server gives the stub its rights anew at each start of a model, which only the owner may.
+ && chown 10001:10001 /opt/triton/lib/python3.*/site-packages/pytriton/tritonserver/python_backend_stubs/*/*_stub
 
 FROM ${PYTHON_IMAGE}
 RUN useradd --uid 10001 --user-group --create-home toxic \
