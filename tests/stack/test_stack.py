@@ -1,4 +1,4 @@
-"""The production stack as its people meet it, in the order of the file: start, retrain, attack, break, lose, restore."""
+"""The production stack as its people meet it, in the order of the file: start, retrain, refuse, break, lose."""
 
 import json
 import re
