@@ -4,7 +4,8 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help demo down status test evidence stack lint envs constraints clean secrets up logs backup restore
 
-# What a person may choose: make demo AIRFLOW_PORT=9088
+# What a person may choose: make demo AIRFLOW_PORT=9088. The production stack keeps its choice in .env.
+-include .env
 export MLFLOW_PORT ?= 8080
 export TRITON_HTTP_PORT ?= 8000
 export TRITON_GRPC_PORT ?= 8001
