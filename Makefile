@@ -2,9 +2,10 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo down status test evidence lint envs constraints clean
+.PHONY: help demo down status test evidence stack lint envs constraints clean secrets up logs backup restore
 
-# What a person may choose: make demo AIRFLOW_PORT=9088
+# What a person may choose: make demo AIRFLOW_PORT=9088. The production stack keeps its choice in .env.
+-include .env
 export MLFLOW_PORT ?= 8080
 export TRITON_HTTP_PORT ?= 8000
 export TRITON_GRPC_PORT ?= 8001
@@ -36,8 +37,9 @@ help: ## this list
 demo: envs ## retrain once through Airflow and serve the result; FORCE=1 again, DATA=FOLDER on Kaggle's files, REVIEW=1 asks you
 	@$(TASKS) -m local.demo $(if $(FORCE),--force) $(if $(REVIEW),--review) $(if $(DATA),--data="$(DATA)")
 
-down: ## stop what `make demo` left running
+down: ## stop what `make demo` or `make up` left running; data stays
 	@[ ! -x $(TASKS) ] || $(TASKS) -m local.services down
+	@if [ -f .env ] || [ -n "$${COMPOSE_PROFILES:-}" ]; then $(COMPOSE) down; fi
 
 status: ## what of it is running, and where
 	@[ ! -x $(TASKS) ] || $(TASKS) -m local.services status
@@ -49,8 +51,33 @@ test: envs .venv/tasks/.tensorrt-rtx ## the whole suite, with real components
 evidence: envs ## the demo's promises: retrain, swap under load, a killed server, bad data (about 8 min)
 	$(TASKS) -m pytest tests/demo -s
 
+stack: envs ## the production stack on a real Docker Engine: every step in its container, kills, backup (about 25 min)
+	@[ -z "$(ENGINE)" ] || eval "$$($(ENGINE) start)"; $(TASKS) -m pytest tests/stack -s
+
 lint: envs ## black, isort, flake8, prettier and the standard hooks
 	.venv/tasks/bin/pre-commit run --all-files
+
+# The production stack: see "Operating the stack" in the README.
+COMPOSE = VERSION="$$(git describe --tags --always --dirty)" GIT_COMMIT="$$(git rev-parse HEAD)" docker compose
+export TOXIC_SECRETS ?= $(CURDIR)/secrets
+BACKUPS ?= backups
+
+secrets: ## the stack's passwords, those that are missing; PROFILE=cpu or gpu writes .env too, NAMES="…" makes these anew
+	@docker/secrets.sh "$(TOXIC_SECRETS)" $(NAMES)
+	@[ -z "$(PROFILE)" ] || cp docker/$(PROFILE).env .env
+
+up: ## build what has changed, start the stack and wait until all of it answers
+	@$(COMPOSE) build
+	@$(COMPOSE) up --detach --wait --no-build
+
+logs: ## what the stack says, as it says it
+	@$(COMPOSE) logs --follow --tail=50
+
+backup: ## PostgreSQL and the workspace of the stack into a folder of BACKUPS (backups)
+	@docker/backup.sh "$(BACKUPS)"
+
+restore: ## put BACKUP=FOLDER in the place of what the stack has
+	@docker/restore.sh "$(BACKUP)"
 
 envs: .venv/tasks/.done .venv/airflow/.done .venv/triton/.done
 
@@ -80,7 +107,7 @@ envs: .venv/tasks/.done .venv/airflow/.done .venv/triton/.done
 	.venv/uv/bin/pip install --quiet uv
 
 constraints: | $(UV) ## resolve the newest versions into the constraints files
-	@for spec in "constraints.txt --extra dev --extra tensorrt-rtx --group airflow" "constraints-triton.txt --group triton"; do \
+	@for spec in "constraints.txt --extra dev --extra tensorrt-rtx --group airflow --group airflow-image --group mlflow-image" "constraints-triton.txt --group triton"; do \
 		set -- $$spec; file=$$1; shift; head="$$(grep '^#' $$file)"; \
 		$(UV) pip compile pyproject.toml "$$@" --universal --python-version 3.11 --no-annotate --no-header -q -o $$file --upgrade; \
 		printf '%s\n%s\n' "$$head" "$$(cat $$file)" >$$file; \

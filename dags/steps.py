@@ -5,12 +5,16 @@ worker in the tasks' own environment ($TOXIC_PYTHON), or `docker`, in a containe
 travel as JSON in the environment; nothing that a person typed meets a shell or a template.
 """
 
+import fcntl
 import json
 import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,18 +26,22 @@ from airflow.providers.standard.hooks.subprocess import SubprocessHook
 from airflow.sdk import BaseOperator, Context, Param
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+
+from dags import orphans
 from docker.types import DeviceRequest, Mount
 
 ROOT = Path(__file__).resolve().parents[1]
 SKIP, BAD_USAGE = 99, 2  # exit codes of commands.py
 
-GPU_POOL = "gpu"  # one slot, so that two steps never share the GPU's memory by accident
+GPU_POOL = "gpu"  # one slot a GPU, so that two steps never share a GPU's memory by accident
 WORKSPACE_IN_CONTAINER = "/workspace"
-PASSED_TO_CONTAINERS = ("MLFLOW_TRACKING_URI", "TOXIC_MLFLOW_URL", "TRITON_URL", "OMP_NUM_THREADS")
-SECRETS = (
-    *("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY", "HF_TOKEN"),
-    *("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+PASSED_TO_CONTAINERS = (
+    *("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "TOXIC_MLFLOW_URL", "TRITON_URL"),
+    *("TOXIC_DVC_REMOTE", "OMP_NUM_THREADS"),
 )
+# Files of $TOXIC_SECRETS on the host that a step's container finds in /run/secrets, where docker/entrypoint.sh makes
+# variables of them. In the container's own environment `docker inspect` would show them.
+REGISTRY_SECRETS = ("MLFLOW_TRACKING_PASSWORD",)
 
 # A parameter of every DAG that judges a version.
 LIMITS = Param(
@@ -61,6 +69,7 @@ class Step:
     retry_delay: timedelta = timedelta(seconds=10)  # doubled each time
     gpu: bool = False
     image: str = "trainer"  # or triton: what needs the server's own binaries and TensorRT
+    secrets: tuple[str, ...] = ()  # beyond the registry's
 
 
 STEPS = {
@@ -74,6 +83,7 @@ STEPS = {
             timeout=timedelta(hours=2),
             retries=3,
             retry_delay=timedelta(minutes=2),
+            secrets=("KAGGLE_API_TOKEN",),
         ),
         Step(
             "validate_raw",
@@ -103,6 +113,7 @@ STEPS = {
             "merged model. A retry goes on from the last checkpoint.",
             timeout=timedelta(hours=24),
             gpu=True,
+            secrets=("HF_TOKEN",),
         ),
         Step(
             "evaluate",
@@ -111,6 +122,7 @@ STEPS = {
             "on the same test messages.",
             timeout=timedelta(hours=2),
             gpu=True,
+            secrets=("HF_TOKEN",),
         ),
         Step(
             "register",
@@ -145,6 +157,7 @@ STEPS = {
             "Exports the merged model to ONNX and fails if it decides differently from the original.",
             timeout=timedelta(hours=1),
             gpu=True,
+            secrets=("HF_TOKEN",),
         ),
         Step(
             "build_engine",
@@ -226,15 +239,18 @@ class ProcessStep(BaseOperator):
 
 
 class DockerStep(DockerOperator):
-    """Runs a step in a container of its image, with the workspace volume, and the GPU if the step needs it."""
+    """Runs a step in a container of its image, with the workspace volume, and a GPU if the step needs one.
+
+    The container gets its secrets as files, says by labels whose it is (dags/orphans.py), and its log is the task's
+    log while it runs. The result is read from the run folder, which Airflow sees in the same volume.
+    """
 
     def __init__(self, *, step: Step, review: Review | None = None, version: Version | None = None, **kwargs):
         images = {
             "trainer": os.environ.get("TOXIC_TRAINER_IMAGE", "toxic-trainer"),
             "triton": os.environ.get("TOXIC_TRITON_IMAGE", "toxic-triton"),
         }
-        volume = os.environ.get("TOXIC_WORKSPACE_VOLUME", "toxic-workspace")
-        for_gpu = {"device_requests": [DeviceRequest(count=-1, capabilities=[["gpu"]])], "pool": GPU_POOL}
+        self.workspace_volume = os.environ.get("TOXIC_WORKSPACE_VOLUME", "toxic-workspace")
         super().__init__(
             image=images[step.image],
             command=["python", "commands.py", *step.command],
@@ -242,29 +258,77 @@ class DockerStep(DockerOperator):
                 "TOXIC_WORKSPACE": WORKSPACE_IN_CONTAINER,
                 **{name: os.environ[name] for name in PASSED_TO_CONTAINERS if name in os.environ},
             },
-            private_environment={name: os.environ[name] for name in SECRETS if name in os.environ},
-            mounts=[Mount(target=WORKSPACE_IN_CONTAINER, source=volume, type="volume")],
+            mounts=[
+                Mount(target=WORKSPACE_IN_CONTAINER, source=self.workspace_volume, type="volume"),
+                *secret_mounts((*REGISTRY_SECRETS, *step.secrets)),
+            ],
             network_mode=os.environ.get("TOXIC_DOCKER_NETWORK"),
-            labels={"toxic.step": step.name},
+            mem_limit=os.environ.get("TOXIC_STEP_MEMORY"),
+            log_opts_max_size="10m",
+            log_opts_max_file="3",
             auto_remove="force",
             mount_tmp_dir=False,
             skip_on_exit_code=SKIP,
-            **(for_gpu if step.gpu else {}),
+            # Triton's processes and PyTorch's loaders pass tensors through /dev/shm, which has 64 MiB otherwise.
+            **({"pool": GPU_POOL, "shm_size": 2**30} if step.gpu else {}),
             **kwargs,
         )
         self.step, self.review, self.version = step, review, version
 
     def execute(self, context: Context):
+        dag_run = context["dag_run"]
         # Here and not in the constructor: `environment` is a template, and what a person typed must not become one.
         self.environment = {**self.environment, **environment(context, self.review, self.version)}
+        self.labels = {
+            orphans.STACK: self.workspace_volume,
+            orphans.OWNER: orphans.owner_label(),
+            "toxic.step": self.step.name,
+            "toxic.run": self.environment["TOXIC_RUN_ID"],
+        }
+        orphans.end_orphans(self.cli, self.workspace_volume)
         try:
-            return result_of(super().execute(context))
+            if self.step.gpu and gpus():
+                with a_gpu() as gpu:
+                    self.device_requests = [DeviceRequest(device_ids=[gpu], capabilities=[["gpu"]])]
+                    super().execute(context)
+            else:
+                super().execute(context)
         except (DockerContainerFailedException, DockerContainerFailedSkipException) as error:
             if isinstance(error, DockerContainerFailedSkipException):
                 exit_code = SKIP
             else:  # the provider gives the code only in its message
                 exit_code = int(re.search(r"'StatusCode': (\d+)", str(error)).group(1))
             raise failure(exit_code, error.logs[-1] if error.logs else "") from error
+        return result_of((run_folder(dag_run.dag_id, dag_run.run_id) / f"{self.step.name}.json").read_text("utf-8"))
+
+
+def secret_mounts(names: tuple[str, ...]) -> list[Mount]:
+    folder = os.environ.get("TOXIC_SECRETS")
+    return [
+        Mount(target=f"/run/secrets/{name}", source=f"{folder}/{name}", type="bind", read_only=True)
+        for name in names
+        if folder
+    ]
+
+
+def gpus() -> list[str]:
+    """The GPUs that steps may use, by the numbers that nvidia-smi gives them: $TOXIC_GPUS, "0,1"."""
+    return [gpu.strip() for gpu in os.environ.get("TOXIC_GPUS", "").split(",") if gpu.strip()]
+
+
+@contextmanager
+def a_gpu() -> Iterator[str]:
+    """A GPU that no other step of this host has until the block ends; a process that dies gives it back."""
+    while True:  # the pool lets no more steps in than there are GPUs, so that this waits only for one that is ending
+        for gpu in gpus():
+            with open(Path(tempfile.gettempdir(), f"toxic-gpu-{gpu}.lock"), "w") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                yield gpu
+                return
+        time.sleep(1)
 
 
 def failure(exit_code: int, last_words: str) -> AirflowException:
@@ -276,8 +340,8 @@ def failure(exit_code: int, last_words: str) -> AirflowException:
 def result_of(last_line: str | None) -> dict | None:
     """The step's result, for the XCom that people see. Steps read each other's results from the run folder.
 
-    Both runners mix stdout with stderr, so a library's last words may stand where the result should: then there is
-    no XCom, which is no reason to fail a step that has done its work.
+    A process's stdout and stderr come mixed, so a library's last words may stand where the result should: then there
+    is no XCom, which is no reason to fail a step that has done its work.
     """
     try:
         return json.loads(last_line or "")

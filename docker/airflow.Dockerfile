@@ -1,19 +1,38 @@
-# Airflow: schedules, shows, asks for reviews. No ML package: the steps run in the other images.
-FROM python:3.11-slim AS build
-COPY --from=ghcr.io/astral-sh/uv:0.9 /uv /usr/local/bin/uv
+# Airflow: schedules, shows, asks for reviews. No machine-learning package: the steps run in the other images.
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS build
+ARG UV_VERSION=0.13.9
+# Where packages come from, if not from PyPI; only this stage sees it.
+ARG PIP_INDEX_URL
+ARG UV_DEFAULT_INDEX
+ENV UV_LINK_MODE=copy
+RUN pip install --no-cache-dir "uv==${UV_VERSION}"
 WORKDIR /src
 COPY pyproject.toml constraints.txt ./
-RUN uv venv /opt/airflow-env \
- && uv pip install --python /opt/airflow-env/bin/python --compile-bytecode --constraint constraints.txt --group airflow
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv venv /opt/airflow \
+ && uv pip install --python /opt/airflow/bin/python --compile-bytecode --constraint constraints.txt \
+      --group airflow-image
 
-FROM python:3.11-slim
-RUN useradd --uid 10001 --create-home toxic
-COPY --from=build /opt/airflow-env /opt/airflow-env
+FROM ${PYTHON_IMAGE}
+RUN useradd --uid 10001 --user-group --create-home toxic \
+ && install --directory --owner=toxic --group=toxic /workspace /logs
+COPY --from=build /opt/airflow /opt/airflow
 WORKDIR /app
-COPY dags dags
-COPY tasks tasks
+COPY docker/entrypoint.sh /usr/local/bin/with-secrets
+COPY docker/healthcheck.py /usr/local/bin/healthcheck
+COPY docker/airflow_init.py docker/airflow_init.py
 COPY configs configs
-ENV PATH=/opt/airflow-env/bin:$PATH PYTHONPATH=/app AIRFLOW_HOME=/workspace/airflow \
-    AIRFLOW__CORE__DAGS_FOLDER=/app/dags AIRFLOW__CORE__PLUGINS_FOLDER=/app/dags/plugins \
-    AIRFLOW__CORE__LOAD_EXAMPLES=false TOXIC_RUNNER=docker
-USER toxic
+COPY dags dags
+ARG VERSION=unknown
+ARG GIT_COMMIT=unknown
+LABEL org.opencontainers.image.title="toxic-airflow" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${GIT_COMMIT}"
+# AIRFLOW_HOME holds nothing that must outlive the container: configuration is in the environment, state in PostgreSQL.
+ENV PATH=/opt/airflow/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    AIRFLOW_HOME=/tmp/airflow AIRFLOW__CORE__DAGS_FOLDER=/app/dags AIRFLOW__CORE__PLUGINS_FOLDER=/app/dags/plugins \
+    AIRFLOW__CORE__LOAD_EXAMPLES=False TOXIC_RUNNER=docker TOXIC_WORKSPACE=/workspace
+USER 10001:10001
+ENTRYPOINT ["with-secrets"]

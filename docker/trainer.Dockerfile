@@ -1,26 +1,54 @@
-# Every step but those that need the server's own TensorRT. CUDA's torch by default; TORCH_BACKEND=cpu for a CPU host.
-FROM python:3.11-slim AS build
-ARG TORCH_BACKEND=auto
-COPY --from=ghcr.io/astral-sh/uv:0.9 /uv /usr/local/bin/uv
-WORKDIR /app
-COPY pyproject.toml constraints.txt README.md ./
-RUN uv venv /opt/tasks \
- && UV_TORCH_BACKEND=$TORCH_BACKEND uv pip install --python /opt/tasks/bin/python --compile-bytecode \
-      --constraint constraints.txt -r pyproject.toml
+# Every step but those that need the server's own binaries; and the MLflow server.
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+# An image of wheels that are taken before those of the index, at its root.
+ARG WHEELS_IMAGE=scratch
 
-FROM python:3.11-slim
-# torch.compile builds its kernels' launchers where it runs.
-RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
-RUN useradd --uid 10001 --create-home toxic
+FROM ${WHEELS_IMAGE} AS wheels
+
+# This stage and the first steps of the last one are the same in trainer and triton-cpu, so that they are built and kept
+# once.
+FROM ${PYTHON_IMAGE} AS build
+ARG UV_VERSION=0.13.9
+# Where packages come from, if not from PyPI; only this stage sees it.
+ARG PIP_INDEX_URL
+ARG UV_DEFAULT_INDEX
+ENV UV_LINK_MODE=copy
+RUN pip install --no-cache-dir "uv==${UV_VERSION}"
+WORKDIR /src
+# PyPI's torch is the one with CUDA; TORCH_BACKEND=cpu takes PyTorch's own for a CPU, a tenth of the size.
+ARG TORCH_BACKEND
+COPY pyproject.toml constraints.txt ./
+RUN --mount=type=cache,target=/root/.cache/uv --mount=type=bind,from=wheels,target=/wheels \
+    uv venv /opt/tasks \
+ && uv pip install --python /opt/tasks/bin/python --compile-bytecode --find-links /wheels \
+      ${TORCH_BACKEND:+--torch-backend=$TORCH_BACKEND} --constraint constraints.txt -r pyproject.toml --group mlflow-image
+
+FROM ${PYTHON_IMAGE}
+RUN useradd --uid 10001 --user-group --create-home toxic \
+ && install --directory --owner=toxic --group=toxic /workspace
 COPY --from=build /opt/tasks /opt/tasks
+# torch.compile builds its kernels' launchers where it runs.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends gcc libc6-dev \
+ && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
-COPY commands.py ./
+COPY docker/entrypoint.sh /usr/local/bin/with-secrets
+COPY docker/healthcheck.py /usr/local/bin/healthcheck
+COPY docker/mlflow_init.py docker/mlflow_init.py
 COPY .dvc/config .dvc/config
-COPY tasks tasks
+COPY commands.py ./
 COPY configs configs
 COPY expectations expectations
 COPY triton_model_repository triton_model_repository
+COPY tasks tasks
+ARG VERSION=unknown
 ARG GIT_COMMIT=unknown
-ENV PATH=/opt/tasks/bin:$PATH TOXIC_WORKSPACE=/workspace PYTHONUNBUFFERED=1 TOXIC_GIT_COMMIT=$GIT_COMMIT
-USER toxic
+LABEL org.opencontainers.image.title="toxic-trainer" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${GIT_COMMIT}"
+ENV PATH=/opt/tasks/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    TOXIC_WORKSPACE=/workspace TOXIC_GIT_COMMIT=${GIT_COMMIT}
+USER 10001:10001
+ENTRYPOINT ["with-secrets"]
 CMD ["python", "commands.py"]

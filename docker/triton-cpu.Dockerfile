@@ -1,26 +1,61 @@
-# The Triton binary of nvidia-pytriton with ONNX Runtime, and the serving steps in an environment of their own: the
-# server's Python needs numpy 1, the steps numpy 2.
-FROM python:3.11-slim AS build
-COPY --from=ghcr.io/astral-sh/uv:0.9 /uv /usr/local/bin/uv
-WORKDIR /app
-COPY pyproject.toml constraints.txt constraints-triton.txt README.md ./
-RUN uv venv /opt/triton \
- && uv pip install --python /opt/triton/bin/python --compile-bytecode --constraint constraints-triton.txt --group triton
-RUN uv venv /opt/tasks \
- && UV_TORCH_BACKEND=cpu uv pip install --python /opt/tasks/bin/python --compile-bytecode \
-      --constraint constraints.txt -r pyproject.toml
+# The Triton binary of nvidia-pytriton with ONNX Runtime, and the steps that need it. The server's Python needs numpy 1, the
+# steps numpy 2: an environment each.
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+# An image of wheels that are taken before those of the index, at its root.
+ARG WHEELS_IMAGE=scratch
 
-FROM python:3.11-slim
-RUN useradd --uid 10001 --create-home toxic
-COPY --from=build /opt/triton /opt/triton
+FROM ${WHEELS_IMAGE} AS wheels
+
+# This stage and the first steps of the last one are the same in trainer and triton-cpu, so that they are built and kept
+# once.
+FROM ${PYTHON_IMAGE} AS build
+ARG UV_VERSION=0.13.9
+# Where packages come from, if not from PyPI; only this stage sees it.
+ARG PIP_INDEX_URL
+ARG UV_DEFAULT_INDEX
+ENV UV_LINK_MODE=copy
+RUN pip install --no-cache-dir "uv==${UV_VERSION}"
+WORKDIR /src
+# PyPI's torch is the one with CUDA; TORCH_BACKEND=cpu takes PyTorch's own for a CPU, a tenth of the size.
+ARG TORCH_BACKEND
+COPY pyproject.toml constraints.txt ./
+RUN --mount=type=cache,target=/root/.cache/uv --mount=type=bind,from=wheels,target=/wheels \
+    uv venv /opt/tasks \
+ && uv pip install --python /opt/tasks/bin/python --compile-bytecode --find-links /wheels \
+      ${TORCH_BACKEND:+--torch-backend=$TORCH_BACKEND} --constraint constraints.txt -r pyproject.toml --group mlflow-image
+
+FROM build AS server
+COPY constraints-triton.txt ./
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv venv /opt/triton \
+ && uv pip install --python /opt/triton/bin/python --compile-bytecode --constraint constraints-triton.txt --group triton \
+ # The server gives the stub its rights anew at each start of a model, which only the owner may.
+ && chown 10001:10001 /opt/triton/lib/python3.*/site-packages/pytriton/tritonserver/python_backend_stubs/*/*_stub
+
+FROM ${PYTHON_IMAGE}
+RUN useradd --uid 10001 --user-group --create-home toxic \
+ && install --directory --owner=toxic --group=toxic /workspace
 COPY --from=build /opt/tasks /opt/tasks
+COPY --from=server /opt/triton /opt/triton
+# A stub that lacks a library ends at once, and the server waits for it for ever.
+# hadolint ignore=DL4006
+RUN ! ldd /opt/triton/lib/python3.11/site-packages/pytriton/tritonserver/python_backend_stubs/3.11/*_stub | grep "not found"
 WORKDIR /app
-COPY commands.py .
+COPY docker/entrypoint.sh /usr/local/bin/with-secrets
+COPY docker/healthcheck.py /usr/local/bin/healthcheck
 COPY .dvc/config .dvc/config
-COPY tasks tasks
+COPY commands.py ./
 COPY configs configs
 COPY expectations expectations
 COPY triton_model_repository triton_model_repository
-ENV PATH=/opt/tasks/bin:$PATH TOXIC_WORKSPACE=/workspace TOXIC_TRITON_ENV=/opt/triton PYTHONUNBUFFERED=1
-USER toxic
+COPY tasks tasks
+ARG VERSION=unknown
+ARG GIT_COMMIT=unknown
+LABEL org.opencontainers.image.title="toxic-triton-cpu" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${GIT_COMMIT}"
+ENV PATH=/opt/tasks/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    TOXIC_WORKSPACE=/workspace TOXIC_GIT_COMMIT=${GIT_COMMIT} TOXIC_TRITON_ENV=/opt/triton
+USER 10001:10001
+ENTRYPOINT ["with-secrets"]
 CMD ["python", "-m", "tasks.serving.triton", "profile=demo", "serving.listen=0.0.0.0"]

@@ -2,13 +2,14 @@
 
 import json
 import subprocess
+from functools import partial
 
 import pytest
 from airflow.providers.docker.exceptions import DockerContainerFailedException, DockerContainerFailedSkipException
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 from conftest import ROOT
 
-from dags import steps
+from dags import orphans, steps
 
 HOSTILE = [
     "/data/my files, new",
@@ -126,8 +127,10 @@ def docker(monkeypatch):
     monkeypatch.setenv("TOXIC_TRITON_IMAGE", "triton:1")
     monkeypatch.setenv("TOXIC_WORKSPACE_VOLUME", "the-workspace")
     monkeypatch.setenv("TOXIC_DOCKER_NETWORK", "the-network")
+    monkeypatch.setenv("TOXIC_SECRETS", "/srv/secrets")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:8080")
-    for name in ("KAGGLE_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "steps")
+    for name in ("KAGGLE_API_TOKEN", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.setenv(name, "secret")
     return steps.step_task
 
@@ -137,32 +140,80 @@ def test_a_container_runs_the_steps_command_on_the_workspace(docker, name):
     task, step = docker(name), steps.STEPS[name]
     assert task.command == ["python", "commands.py", *step.command]
     assert task.image == ("triton:1" if name in ("build_engine", "stage") else "trainer:1")
-    (mount,) = task.mounts
+    mount = task.mounts[0]
     assert (mount["Target"], mount["Source"], mount["Type"]) == ("/workspace", "the-workspace", "volume")
     assert task.environment["TOXIC_WORKSPACE"] == "/workspace"
     assert task.environment["MLFLOW_TRACKING_URI"] == "http://mlflow:8080"
     assert (task.network_mode, task.auto_remove, task.mount_tmp_dir) == ("the-network", "force", False)
     assert (task.skip_on_exit_code, task.container_name, task.retrieve_output) == ([99], None, False)
-    assert task.labels == {"toxic.step": name}
 
 
 @pytest.mark.parametrize("name", steps.STEPS)
-def test_what_needs_the_gpu_asks_for_it_and_for_its_pool(docker, name):
+def test_what_needs_the_gpu_waits_in_its_pool(docker, name):
     task = docker(name)
     if name in ("train", "evaluate", "export_onnx", "build_engine", "stage"):
-        (request,) = task.device_requests
-        assert (request["Count"], request["Capabilities"]) == (-1, [["gpu"]])
-        assert task.pool == "gpu"
+        assert (task.pool, task.shm_size) == ("gpu", 2**30)
     else:
-        assert task.device_requests is None
-        assert task.pool == "default_pool"
+        assert (task.pool, task.shm_size) == ("default_pool", None)
 
 
-def test_secrets_are_not_in_what_airflow_shows(docker):
+def test_two_steps_never_get_the_same_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TOXIC_GPUS", "0, 1")
+    with steps.a_gpu() as first, steps.a_gpu() as second:
+        assert {first, second} == {"0", "1"}
+    with steps.a_gpu() as again:
+        assert again == "0"
+
+
+def test_secrets_are_files_of_the_step_that_needs_them(docker):
     task = docker("download")
-    assert "secret" not in json.dumps(task.environment)
-    names = ("KAGGLE_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-    assert task._private_environment == dict.fromkeys(names, "secret")
+    assert "secret" not in json.dumps(task.environment) and task._private_environment == {}
+    files = {mount["Target"]: (mount["Source"], mount["Type"], mount["ReadOnly"]) for mount in task.mounts[1:]}
+    assert files == {
+        f"/run/secrets/{name}": (f"/srv/secrets/{name}", "bind", True)
+        for name in ("MLFLOW_TRACKING_PASSWORD", "KAGGLE_API_TOKEN")
+    }
+    assert [mount["Target"] for mount in docker("gate").mounts[1:]] == ["/run/secrets/MLFLOW_TRACKING_PASSWORD"]
+
+
+class DagRun:
+    dag_id, run_id, triggering_user_name = "toxicity_weekly", "x", None
+
+
+CONTEXT = {"dag_run": DagRun, "params": {"profile": "gpu"}}
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """The daemon is the one thing that is stood in for here; tests/stack has a real one."""
+    monkeypatch.setattr(steps.orphans, "end_orphans", lambda engine, workspace: [])
+    monkeypatch.setattr("airflow.providers.docker.operators.docker.DockerOperator.cli", None)
+    return partial(monkeypatch.setattr, "airflow.providers.docker.operators.docker.DockerOperator.execute")
+
+
+def test_a_container_says_whose_it_is_and_gets_a_gpu(docker, engine, monkeypatch, workspace):
+    monkeypatch.setenv("TOXIC_GPUS", "3")
+    folder = workspace / "runs" / "weekly-x"
+    folder.mkdir(parents=True)
+    (folder / "train.json").write_text('{"steps": 7}')
+    seen = {}
+    engine(lambda self, context: seen.update(labels=self.labels, devices=self.device_requests))
+    assert docker("train").execute(CONTEXT) == {"steps": 7}
+    (request,) = seen["devices"]
+    assert (request["DeviceIDs"], request["Capabilities"]) == (["3"], [["gpu"]])
+    owner = seen["labels"].pop("toxic.owner")
+    assert seen["labels"] == {"toxic.workspace": "the-workspace", "toxic.step": "train", "toxic.run": "weekly-x"}
+    assert orphans.is_alive(owner)
+
+
+def test_a_process_that_is_gone_or_another_owns_nothing():
+    host, pid, created = orphans.owner_label().split()
+    child = subprocess.Popen(["true"])
+    child.wait()
+    assert not orphans.is_alive(f"{host} {child.pid} {created}")
+    assert not orphans.is_alive(f"{host} {pid} {float(created) - 60:.2f}")
+    assert not orphans.is_alive(f"another-host {pid} {created}")
 
 
 @pytest.mark.parametrize(
@@ -176,19 +227,14 @@ def test_secrets_are_not_in_what_airflow_shows(docker):
         (DockerContainerFailedException("Docker container failed: {'StatusCode': 1}", logs=["why"]), AirflowException),
     ],
 )
-def test_a_container_that_failed_says_why(docker, monkeypatch, raised, expected):
-    """The daemon is the one thing that is stood in for here."""
-
-    class DagRun:
-        dag_id, run_id, triggering_user_name = "toxicity_weekly", "x", None
-
+def test_a_container_that_failed_says_why(docker, engine, raised, expected):
     def fail(self, context):
         assert self.environment["TOXIC_RUN_ID"] == "weekly-x"
         raise raised
 
-    monkeypatch.setattr("airflow.providers.docker.operators.docker.DockerOperator.execute", fail)
+    engine(fail)
     with pytest.raises(AirflowException, match="^why$") as caught:
-        docker("prepare").execute({"dag_run": DagRun, "params": {"profile": "gpu"}})
+        docker("prepare").execute(CONTEXT)
     assert type(caught.value) is expected
 
 

@@ -1,0 +1,58 @@
+"""Containers of steps whose Airflow task is gone: after a kill, or the death of a worker, nothing else would end them.
+
+Every step's container says by a label which process waits for it. One whose process is gone does work that nobody will
+use, in the way of the next try. `python -m dags.orphans` ends those; so does every step before it starts its own.
+"""
+
+import logging
+import os
+import socket
+
+import psutil
+
+from docker import APIClient
+from docker.errors import APIError, NotFound
+
+log = logging.getLogger(__name__)
+
+STACK = "toxic.workspace"  # the label that all containers of one stack's steps share
+OWNER = "toxic.owner"
+
+
+def owner_label() -> str:
+    """This process, as no other will ever be called: host, pid and start time."""
+    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.2f}"
+
+
+def is_alive(owner: str) -> bool:
+    """Whether the process that a label names still runs. All of a stack's steps are started by its one scheduler."""
+    host, pid, created = owner.split()
+    if host != socket.gethostname() or not psutil.pid_exists(int(pid)):
+        return False
+    process = psutil.Process(int(pid))
+    return process.status() != psutil.STATUS_ZOMBIE and f"{process.create_time():.2f}" == created
+
+
+def end_orphans(engine: APIClient, workspace: str) -> list[str]:
+    """Removes the containers of this stack's steps that nobody waits for; returns which steps they were."""
+    ended = []
+    for container in engine.containers(all=True, filters={"label": [f"{STACK}={workspace}", OWNER]}):
+        labels = container["Labels"]
+        if is_alive(labels[OWNER]):
+            continue
+        log.warning("ending the orphaned container of %s of run %s", labels.get("toxic.step"), labels.get("toxic.run"))
+        try:
+            engine.stop(container["Id"], timeout=30)  # a training writes its checkpoint
+            engine.remove_container(container["Id"], force=True)
+        except NotFound:
+            pass  # another step was faster
+        except APIError as error:
+            if error.status_code != 409:  # its removal is already under way
+                raise
+        ended.append(labels.get("toxic.step", "?"))
+    return ended
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    end_orphans(APIClient(os.environ["DOCKER_HOST"]), os.environ["TOXIC_WORKSPACE_VOLUME"])

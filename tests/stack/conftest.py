@@ -1,0 +1,196 @@
+"""The whole stack on a real Docker Engine, once for all tests: its own name, ports, secrets and data.
+
+`make stack` runs these. The workspace lies on a small file system of its own, so that a test can fill it.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parents[2]
+WEEKLY = "/api/v2/dags/toxicity_weekly"
+PORTS = ("AIRFLOW_PORT", "MLFLOW_PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT")
+# A run of minutes that ends at the gate: for what concerns how a run goes, not what it teaches.
+SHORT = {"profile": "demo", "force": True, "max_samples": 800, "epochs": 1, "promotion": "never"}
+
+
+class Stack:
+    """A stack of its own: what Compose is told, and what its people may ask."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.secrets, self.workspace = folder, folder / "secrets", folder / "workspace"
+        self.name = f"toxic-test-{os.getpid()}"
+        self.ports = dict(zip(PORTS, free_ports(len(PORTS))))
+        self.environment = {
+            **{key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL")},
+            **{name: str(port) for name, port in self.ports.items()},
+            "COMPOSE_FILE": f"{ROOT / 'docker-compose.yaml'}:{Path(__file__).with_name('small-workspace.yaml')}",
+            "COMPOSE_PROFILES": "cpu",
+            "TOXIC_PROFILE": "demo",
+            "TOXIC_STACK": self.name,
+            "TOXIC_SECRETS": str(self.secrets),
+            "TOXIC_STEP_MEMORY": "4g",
+            "TOXIC_HEARTBEAT_TIMEOUT": "30",
+            "TOXIC_TEST_WORKSPACE": str(self.workspace),
+        }
+
+    def run(self, *command: str, check=True, **more) -> subprocess.CompletedProcess:
+        environment = {**self.environment, **more}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
+        return done
+
+    def compose(self, *arguments: str, check=True, **more) -> subprocess.CompletedProcess:
+        return self.run("docker", "compose", *arguments, check=check, **more)
+
+    def secret(self, name: str) -> str:
+        return (self.secrets / name).read_text()
+
+    def url(self, port: str, path: str = "") -> str:
+        return f"http://127.0.0.1:{self.ports[port]}{path}"
+
+    def container(self, service: str) -> str:
+        return self.compose("ps", "--all", "--quiet", service).stdout.strip()
+
+    def steps(self) -> dict[str, str]:
+        """The step of each container of a step that there is, running or not, by its id."""
+        listed = self.run(
+            *("docker", "ps", "--all", "--no-trunc", "--filter", f"label=toxic.workspace={self.name}-workspace"),
+            *("--format", '{{.ID}} {{.Label "toxic.step"}}'),
+        )
+        return dict(line.split() for line in listed.stdout.splitlines())
+
+    def wait_healthy(self) -> None:
+        """Until every service is healthy; none is started here."""
+        wait_for(lambda: set(self.health().values()) == {"healthy"}, 240, lambda: str(self.health()))
+
+    def health(self) -> dict[str, str]:
+        lines = self.compose("ps", "--all", "--format", "json").stdout.splitlines()
+        services = [json.loads(line) for line in lines]
+        return {s["Service"]: s["Health"] or s["State"] for s in services if s["Service"] != "init"}
+
+    def airflow(self, user: str) -> httpx.Client:
+        """Airflow's REST API as one of its users."""
+        client = httpx.Client(base_url=self.url("AIRFLOW_PORT"), timeout=60, trust_env=False)
+        login = {"username": user, "password": self.secret(f"AIRFLOW_{user.upper()}_PASSWORD")}
+        token = client.post("/auth/token", json=login).raise_for_status().json()["access_token"]
+        client.headers["Authorization"] = f"Bearer {token}"
+        return client
+
+    def trigger(self, run_id: str, conf: dict) -> None:
+        with self.airflow("operator") as airflow:
+            wait_for(lambda: airflow.get(WEEKLY).status_code == 200, 60)
+            airflow.patch(WEEKLY, json={"is_paused": False}).raise_for_status()
+            body = {"dag_run_id": run_id, "logical_date": None, "conf": conf}
+            airflow.post(f"{WEEKLY}/dagRuns", json=body).raise_for_status()
+
+    def state(self, run_id: str) -> str:
+        with self.airflow("viewer") as airflow:
+            return airflow.get(f"{WEEKLY}/dagRuns/{run_id}").raise_for_status().json()["state"]
+
+    def tasks(self, run_id: str) -> dict[str, dict]:
+        with self.airflow("viewer") as airflow:
+            found = airflow.get(f"{WEEKLY}/dagRuns/{run_id}/taskInstances").raise_for_status().json()
+        return {task["task_id"]: task for task in found["task_instances"]}
+
+    def log(self, run_id: str, task: str, attempt: int = 1) -> str:
+        path = f"{WEEKLY}/dagRuns/{run_id}/taskInstances/{task}/logs/{attempt}"
+        with self.airflow("viewer") as airflow:
+            return airflow.get(path, params={"full_content": True}).raise_for_status().text
+
+    def finish(self, run_id: str, timeout: float = 900, watch=lambda: None) -> str:
+        """Waits for the end of a run and returns its state; `watch` is called meanwhile."""
+
+        def over() -> bool:
+            watch()
+            try:
+                return self.state(run_id) in ("success", "failed")
+            except httpx.HTTPError:
+                return False  # some tests kill what it takes to answer
+
+        def story() -> str:
+            return str({name: task["state"] for name, task in self.tasks(run_id).items()})
+
+        wait_for(over, timeout, story)
+        return self.state(run_id)
+
+    def wait_for_step(self, step: str, timeout: float = 300) -> str:
+        """The container of a step, once it is there."""
+        wait_for(lambda: step in self.steps().values(), timeout, lambda: str(self.steps()))
+        return next(container for container, name in self.steps().items() if name == step)
+
+    def ask(self, text: str = "You are an idiot.") -> dict:
+        return ask(self.url("TRITON_HTTP_PORT"), text)
+
+
+def ask(url: str, text: str, client=httpx) -> dict:
+    body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": [[text]]}]}
+    answer = client.post(f"{url}/v2/models/toxic_text/infer", json=body, timeout=60).raise_for_status().json()
+    return json.loads(answer["outputs"][0]["data"][0])
+
+
+def wait_for(condition, timeout: float, story=lambda: "") -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout} s: {story()}"
+        time.sleep(1)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory):
+    """The stack, up and healthy; gone with all its data at the end."""
+    stack = Stack(tmp_path_factory.mktemp("stack"))
+    stack.workspace.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3g,uid=10001,gid=10001", "tmpfs", stack.workspace], check=True)
+    try:
+        stack.run("make", "secrets")
+        started = time.monotonic()
+        stack.compose("build")
+        built = time.monotonic()
+        stack.run("make", "up")
+        print(f"\nbuilt in {built - started:.0f} s, up and healthy {time.monotonic() - built:.0f} s later")
+        yield stack
+    finally:
+        (stack.folder / "stack.log").write_text(stack.compose("logs", check=False).stdout)
+        for container in stack.steps():
+            stack.run("docker", "rm", "--force", container)
+        stack.compose("down", "--volumes", "--timeout=20", check=False)
+        subprocess.run(["umount", "--lazy", stack.workspace], check=True)
+
+
+@pytest.fixture(scope="session")
+def served(stack):
+    """A stack that serves version 1, and the run that has brought it: which containers it had, its log as it ran."""
+    seen: dict[str, str] = {}
+    inspected: dict[str, dict] = {}
+    live = []
+
+    def watch():
+        for container, step in stack.steps().items():
+            if container not in seen:
+                found = stack.run("docker", "inspect", container, check=False)
+                if found.returncode == 0:
+                    seen[container], inspected[step] = step, json.loads(found.stdout)[0]
+            if step == "train" and "INFO step" in stack.log("first", "train"):
+                live.append(step)
+
+    started = time.monotonic()
+    stack.trigger("first", {"profile": "demo"})
+    state = stack.finish("first", watch=watch)
+    print(f"\nfirst run: {state} after {time.monotonic() - started:.0f} s")
+    tasks = {name: (task["state"], task["try_number"]) for name, task in stack.tasks("first").items()}
+    return {"state": state, "tasks": tasks, "containers": seen, "inspected": inspected, "live": live}

@@ -1,0 +1,401 @@
+"""The production stack as its people meet it, in the order of the file: start, retrain, refuse, break, lose."""
+
+import json
+import re
+import subprocess
+import threading
+import time
+
+import httpx
+import pytest
+from conftest import ROOT, SHORT, WEEKLY, ask, wait_for
+
+pytestmark = pytest.mark.timeout(1800)
+
+STEPS = {
+    *("download", "validate_raw", "prepare", "validate_prepared", "train", "evaluate", "register", "gate", "report"),
+    *("decide", "export_onnx", "build_engine", "stage", "swap"),
+}
+CLIENTS = 4
+
+
+# Starting -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", ["cpu", "gpu"])
+def test_compose_takes_both_profiles(profile):
+    command = ["docker", "compose", "--env-file", f"docker/{profile}.env", "config", "--quiet"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_a_missing_secret_stops_the_start_with_its_name(stack):
+    secret = stack.secrets / "POSTGRES_PASSWORD"
+    secret.rename(stack.folder / "taken-away")
+    try:
+        done = stack.compose("run", "--rm", "--no-deps", "-T", "init", "true", check=False)
+    finally:
+        (stack.folder / "taken-away").rename(secret)
+    assert done.returncode != 0 and "POSTGRES_PASSWORD" in done.stderr
+
+
+def test_an_empty_secret_stops_the_start_with_its_name(stack, tmp_path):
+    empty = tmp_path / "MLFLOW_TRACKING_PASSWORD"
+    empty.write_text("")
+    mount = f"{empty}:/run/secrets/{empty.name}:ro"
+    done = stack.run("docker", "run", "--rm", "--volume", mount, "toxic-trainer", "true", check=False)
+    assert done.returncode == 2 and "MLFLOW_TRACKING_PASSWORD is empty" in done.stderr
+
+
+def test_everything_is_healthy(stack):
+    health = stack.health()
+    assert set(health.values()) == {"healthy"}, health
+    assert {"postgres", "mlflow", "triton-cpu", "airflow-scheduler", "gateway", "docker-proxy"} <= set(health)
+
+
+def test_ports_are_published_on_loopback_alone(stack):
+    for service in stack.health():
+        ports = json.loads(inspect(stack, stack.container(service), "{{json .NetworkSettings.Ports}}"))
+        for published in filter(None, ports.values()):
+            assert {port["HostIp"] for port in published} == {"127.0.0.1"}, (service, ports)
+
+
+def test_nothing_runs_as_root_but_the_proxy_of_the_engines_socket(stack):
+    users = {}
+    for service in stack.health():
+        status = stack.compose("exec", "-T", service, "cat", "/proc/1/status", "/proc/self/status").stdout
+        users[service] = {int(uid) for uid in re.findall(r"^Uid:\t(\d+)", status, re.MULTILINE)}
+    assert {service for service, uids in users.items() if 0 in uids} == {"docker-proxy"}, users
+
+
+# A retraining ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_through_rest_succeeds_with_every_step_in_its_own_container(stack, served):
+    assert served["state"] == "success", served["tasks"]
+    assert {task for task, (state, _) in served["tasks"].items() if state == "success"} == {*STEPS, "review"}
+    assert set(served["containers"].values()) == STEPS and len(served["containers"]) == len(STEPS)
+    images = {step: found["Config"]["Image"] for step, found in served["inspected"].items()}
+    assert {step for step, image in images.items() if image == "toxic-triton"} == {"build_engine", "stage"}
+    assert stack.steps() == {}
+
+
+def test_the_text_endpoint_answers_with_the_new_version(stack, served):
+    answer = stack.ask()
+    assert answer["toxic"] is True and answer["version"] == 1
+    assert stack.ask("Thank you for your help, Harriet.")["toxic"] is False
+
+
+def test_the_log_of_a_step_can_be_read_while_it_runs(served):
+    assert served["live"]
+
+
+def test_a_steps_result_is_that_of_the_run_folder(stack, served):
+    folder = stack.workspace / "runs" / "weekly-first"
+    with stack.airflow("viewer") as airflow:
+        for step in ("train", "stage", "swap"):
+            path = f"{WEEKLY}/dagRuns/first/taskInstances/{step}/xcomEntries/return_value"
+            value = airflow.get(path).raise_for_status().json()["value"]
+            value = json.loads(value) if isinstance(value, str) else value
+            assert value == json.loads((folder / f"{step}.json").read_text())
+
+
+def test_no_step_ran_as_root_or_with_more_than_it_needs(served):
+    for step, found in served["inspected"].items():
+        assert found["Config"]["User"] == "10001:10001", step
+        assert not found["HostConfig"]["Privileged"] and found["HostConfig"]["Memory"] == 4 * 2**30
+        mounts = {mount["Destination"] for mount in found["Mounts"]}
+        expected = {"/workspace", "/run/secrets/MLFLOW_TRACKING_PASSWORD"}
+        expected |= {"/run/secrets/KAGGLE_API_TOKEN"} if step == "download" else set()
+        expected |= {"/run/secrets/HF_TOKEN"} if step in ("train", "evaluate", "export_onnx") else set()
+        assert mounts == expected, step
+
+
+def test_no_secret_is_in_images_containers_logs_or_mlflow(stack, served):
+    secrets = {secret.name: secret.read_text() for secret in stack.secrets.iterdir() if secret.read_text()}
+    secrets |= {name: value.split(":")[2].split("@")[0] for name, value in secrets.items() if "://" in value}
+    places = {"steps": json.dumps(served["inspected"])}
+    for image in ("toxic-airflow", "toxic-trainer", "toxic-triton"):
+        places[image] = stack.run("docker", "history", "--no-trunc", image).stdout + inspect(stack, image, "{{json .}}")
+    for service in stack.health():
+        places[service] = inspect(stack, stack.container(service), "{{json .}}")
+    places["logs"] = stack.compose("logs", "--no-color").stdout
+    places["tasks' logs"] = stack.compose("exec", "-T", "airflow-scheduler", "grep", "-rh", "", "/logs").stdout
+    places["MLflow"] = stack.compose("exec", "-T", "postgres", "pg_dump", "--username=postgres", "mlflow").stdout
+    for folder in ("runs", "logs", "mlflow"):
+        places[folder] = stack.compose("exec", "-T", "mlflow", "grep", "-rha", "", f"/workspace/{folder}").stdout
+    found = {(secret, place) for place, text in places.items() for secret, value in secrets.items() if value in text}
+    assert found == set()
+    assert all(len(text) > 100 for text in places.values())  # each place has been read
+
+
+# What clients and people may do ---------------------------------------------------------------------------------------
+
+
+def test_clients_can_not_load_or_unload_models(stack, served):
+    triton = stack.url("TRITON_HTTP_PORT")
+    for path in ("repository/models/toxic_text/unload", "repository/models/toxic_text/load", "repository/index"):
+        assert httpx.post(f"{triton}/v2/{path}", json={}).status_code == 403
+    for path in ("systemsharedmemory/region/x/register", "logging", "trace/setting"):
+        assert httpx.post(f"{triton}/v2/{path}", json={}).status_code == 403
+    assert httpx.post(f"{triton}/v2//repository/models/toxic_text/unload", json={}).status_code in (400, 403, 404)
+    assert httpx.get(f"{triton}/v2/models/toxic_text/ready").status_code == 200
+    assert stack.ask()["version"] == 1
+
+
+def test_clients_can_not_load_or_unload_models_over_grpc(stack, served):
+    from tritonclient.grpc import InferenceServerClient
+    from tritonclient.utils import InferenceServerException
+
+    with InferenceServerClient(f"127.0.0.1:{stack.ports['TRITON_GRPC_PORT']}") as client:
+        assert client.is_server_live() and client.is_model_ready("toxic_text")
+        for refused in (
+            lambda: client.unload_model("toxic_text"),
+            lambda: client.load_model("toxic_text"),
+            lambda: client.register_system_shared_memory("x", "/x", 8),
+        ):
+            with pytest.raises(InferenceServerException, match="PERMISSION_DENIED"):
+                refused()
+    assert stack.ask()["version"] == 1
+
+
+def test_the_client_network_leads_to_no_database_no_engine_and_no_triton(stack, served):
+    """From a container that has joined the clients' network, as an application of the host would."""
+    program = (
+        "import socket\n"
+        "for host, port in (('postgres', 5432), ('docker-proxy', 2375), ('triton', 8000), ('gateway', 8000)):\n"
+        "    try:\n"
+        "        socket.create_connection((host, port), 5).close()\n"
+        "        print(host)\n"
+        "    except OSError:\n"
+        "        pass\n"
+    )
+    network = f"{stack.name}-clients"
+    done = stack.run("docker", "run", "--rm", "--network", network, "toxic-trainer", "python", "-c", program)
+    assert done.stdout.split() == ["gateway"]
+
+
+def test_without_a_login_airflow_and_mlflow_refuse(stack):
+    airflow, mlflow = stack.url("AIRFLOW_PORT"), stack.url("MLFLOW_PORT")
+    assert httpx.get(f"{airflow}{WEEKLY}").status_code == 401
+    assert httpx.post(f"{airflow}{WEEKLY}/dagRuns", json={"logical_date": None}).status_code == 401
+    bad = {"username": "admin", "password": "admin"}
+    assert httpx.post(f"{airflow}/auth/token", json=bad).status_code == 401
+    for path in ("/", "/api/2.0/mlflow/registered-models/search", "/api/2.0/mlflow-artifacts/artifacts"):
+        assert httpx.get(mlflow + path).status_code == 401, path
+    ours = ("steps", stack.secret("MLFLOW_TRACKING_PASSWORD"))
+    search = f"{mlflow}/api/2.0/mlflow/registered-models/search"
+    assert httpx.get(search, auth=ours).status_code == 200
+    assert httpx.get(search, auth=ours, headers={"Host": "attacker.example"}).status_code == 403
+
+
+def test_a_viewer_can_not_trigger_and_an_operator_can_not_approve(stack, served):
+    run = {"logical_date": None, "conf": {}}
+    review = f"{WEEKLY}/dagRuns/first/taskInstances/review/-1/hitlDetails"
+    answer = {"chosen_options": ["Approve"], "params_input": {}}
+    with (
+        stack.airflow("viewer") as viewer,
+        stack.airflow("operator") as operator,
+        stack.airflow("reviewer") as reviewer,
+    ):
+        for user in (viewer, operator, reviewer):
+            assert user.get(f"{WEEKLY}/dagRuns").status_code == 200
+        assert viewer.post(f"{WEEKLY}/dagRuns", json=run).status_code == 403
+        assert viewer.patch(WEEKLY, json={"is_paused": True}).status_code == 403
+        assert viewer.patch(review, json=answer).status_code == 403
+        assert reviewer.post(f"{WEEKLY}/dagRuns", json=run).status_code == 403
+        assert operator.patch(review, json=answer).status_code == 403
+        assert operator.post("/api/v2/dags/toxicity_release/dagRuns", json=run).status_code == 403
+        assert operator.get("/api/v2/connections").status_code == 403
+        assert reviewer.patch(review, json=answer).status_code == 404  # may, but nothing was asked in this run
+
+
+def test_a_reviewer_may_set_aliases_in_mlflow_and_not_more(stack, served):
+    url = stack.url("MLFLOW_PORT", "/api/2.0/mlflow/registered-models")
+    auth = ("reviewer", stack.secret("MLFLOW_REVIEWER_PASSWORD"))
+    alias = {"name": "toxic_classificator", "alias": "looked_at", "version": "1"}
+    assert httpx.post(f"{url}/alias", json=alias, auth=auth).status_code == 200
+    deleted = httpx.request("DELETE", f"{url}/delete", json={"name": "toxic_classificator"}, auth=auth)
+    assert deleted.status_code == 403
+
+
+def test_the_engines_proxy_lets_through_what_a_step_needs_and_nothing_else(stack):
+    program = (
+        "import httpx, json\n"
+        "engine = httpx.Client(base_url='http://docker-proxy:2375')\n"
+        "asked = [('GET', '/_ping'), ('GET', '/v1.41/containers/json'), ('GET', '/v1.41/info'),"
+        " ('POST', '/v1.41/containers/abc/exec'), ('POST', '/v1.41/build'), ('POST', '/v1.41/images/create'),"
+        " ('GET', '/v1.41/volumes'), ('POST', '/v1.41/volumes/create'), ('GET', '/v1.41/secrets'),"
+        " ('PUT', '/v1.41/containers/abc/archive'), ('GET', '/v1.41/containers/../info')]\n"
+        "print(json.dumps([engine.request(*one).status_code for one in asked]))"
+    )
+    found = stack.compose("exec", "-T", "airflow-scheduler", "python", "-c", program).stdout
+    assert json.loads(found.splitlines()[-1]) == [200, 200] + [403] * 9
+
+
+# A swap under load ----------------------------------------------------------------------------------------------------
+
+
+class Clients:
+    """Threads that ask `toxic_text` without a pause; every answer's version and every failure is kept."""
+
+    def __init__(self, url: str):
+        self.url, self.versions, self.failures, self.stopped = url, [], [], threading.Event()
+        self.threads = [threading.Thread(target=self.run) for _ in range(CLIENTS)]
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stopped.set()
+        for thread in self.threads:
+            thread.join()
+
+    def run(self):
+        with httpx.Client(trust_env=False) as client:
+            while not self.stopped.is_set():
+                try:
+                    self.versions.append(ask(self.url, "You are an idiot.", client)["version"])
+                except httpx.HTTPError as error:
+                    self.failures.append(repr(error))
+                time.sleep(0.02)  # leaves the cores to the training
+
+
+@pytest.fixture(scope="module")
+def swapped(stack, served):
+    """A second, forced run, with clients at work; and a step's container that is killed on the way."""
+    started = time.monotonic()
+    with Clients(stack.url("TRITON_HTTP_PORT")) as clients:
+        stack.trigger("second", {"profile": "demo", "force": True})
+        stack.run("docker", "kill", stack.wait_for_step("prepare"))
+        state = stack.finish("second")
+    print(f"\nsecond run: {state} after {time.monotonic() - started:.0f} s, {len(clients.versions)} requests meanwhile")
+    return state, clients
+
+
+def test_a_forced_run_swaps_under_clients_without_a_failed_request(stack, swapped):
+    state, clients = swapped
+    assert state == "success"
+    assert clients.failures == [] and len(clients.versions) > 1000
+    assert set(clients.versions) == {1, 2}
+    switch = clients.versions.index(2)
+    assert 1 not in clients.versions[switch + CLIENTS :], "version 1 answered again after the swap"
+
+
+def test_a_killed_container_of_a_step_is_tried_again(stack, swapped):
+    prepare = stack.tasks("second")["prepare"]
+    assert (prepare["state"], prepare["try_number"]) == ("success", 2)
+    assert "137" in stack.log("second", "prepare", 1) or "exit code" in stack.log("second", "prepare", 1)
+    assert stack.steps() == {}
+
+
+# Breaking things ------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_scheduler_leaves_no_orphan_and_its_run_ends_well(stack, swapped):
+    stack.trigger("scheduler-killed", SHORT)
+    orphan = stack.wait_for_step("train")
+    stack.run("docker", "kill", "--signal=KILL", stack.container("airflow-scheduler"))
+    assert stack.ask()["version"] == 2
+    assert orphan in stack.steps(), "a container outlives the worker that has started it"
+    stack.compose("up", "--detach", "--wait", "--no-build")
+    wait_for(lambda: orphan not in stack.steps(), 60)
+    assert "ending the orphaned container of train" in stack.compose("logs", "airflow-scheduler").stdout
+    assert stack.finish("scheduler-killed") == "success"
+    assert stack.tasks("scheduler-killed")["train"]["try_number"] == 2
+    assert stack.steps() == {}
+
+
+def test_a_killed_triton_comes_back_with_the_version_that_it_served(stack, swapped):
+    kill_main_process(stack, "triton-cpu", b"tritonserver")
+    wait_for(lambda: answers(stack) == 2, 120)
+    stack.wait_healthy()
+
+
+def test_a_killed_postgres_comes_back_and_the_run_ends_well(stack, swapped):
+    stack.trigger("postgres-killed", SHORT)
+    stack.wait_for_step("validate_raw")
+    kill_main_process(stack, "postgres", b"postgres")
+    assert stack.ask()["version"] == 2
+    state = stack.finish("postgres-killed")
+    stack.wait_healthy()
+    if state == "failed":  # a task that could not say how it ended: red, with a reason, and a next run is good
+        failed = [name for name, task in stack.tasks("postgres-killed").items() if task["state"] == "failed"]
+        assert len(failed) == 1 and stack.log("postgres-killed", failed[0])
+        stack.trigger("after-postgres", SHORT)
+        assert stack.finish("after-postgres") == "success"
+    assert stack.steps() == {}
+
+
+def test_a_full_workspace_fails_a_run_in_words_and_the_next_is_good(stack, swapped):
+    filler = stack.workspace / "filler"
+    subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=1M"], capture_output=True)
+    try:
+        stack.trigger("disk-full", {**SHORT, "force": True})
+        wait_for(lambda: stack.tasks("disk-full")["download"]["state"] in ("up_for_retry", "failed"), 180)
+        assert re.search(r"No space left|free", stack.log("disk-full", "download"))
+        assert stack.ask()["version"] == 2
+        with stack.airflow("admin") as admin:  # its retries come minutes later
+            admin.patch(f"{WEEKLY}/dagRuns/disk-full", json={"state": "failed"}).raise_for_status()
+    finally:
+        filler.unlink()
+    stack.trigger("disk-free", SHORT)
+    assert stack.finish("disk-free") == "success"
+
+
+# Losing everything ----------------------------------------------------------------------------------------------------
+
+
+def test_a_backup_brings_back_both_the_databases_and_the_workspace(stack, swapped, tmp_path):
+    backup = stack.run("make", "backup", f"BACKUPS={tmp_path}").stdout.splitlines()[-1]
+    runs = set(stack.airflow("viewer").get(f"{WEEKLY}/dagRuns").json()["dag_runs"][0])
+    before = {run["dag_run_id"] for run in stack.airflow("viewer").get(f"{WEEKLY}/dagRuns").json()["dag_runs"]}
+    stack.compose("down", "--timeout=20")
+    stack.run("docker", "volume", "rm", f"{stack.name}_postgres")
+    for lost in stack.workspace.iterdir():
+        subprocess.run(["rm", "-rf", lost], check=True)
+    started = time.monotonic()
+    stack.run("make", "restore", f"BACKUP={backup}")
+    print(f"\nrestored in {time.monotonic() - started:.0f} s")
+    stack.wait_healthy()
+    after = {run["dag_run_id"] for run in stack.airflow("viewer").get(f"{WEEKLY}/dagRuns").json()["dag_runs"]}
+    assert runs and after == before
+    assert stack.ask()["version"] == 2
+    url = stack.url("MLFLOW_PORT", "/api/2.0/mlflow/registered-models/alias")
+    auth = ("steps", stack.secret("MLFLOW_TRACKING_PASSWORD"))
+    champion = httpx.get(url, params={"name": "toxic_classificator", "alias": "champion"}, auth=auth).json()
+    assert champion["model_version"]["version"] == "2"
+    stack.trigger("after-restore", SHORT)
+    assert stack.finish("after-restore") == "success"
+
+
+def test_new_secrets_hold_after_the_next_start(stack, swapped):
+    old = stack.secret("AIRFLOW_VIEWER_PASSWORD"), stack.secret("MLFLOW_BACKEND_STORE_URI")
+    stack.run("make", "secrets", "NAMES=AIRFLOW_VIEWER_PASSWORD MLFLOW_BACKEND_STORE_URI MLFLOW_TRACKING_PASSWORD")
+    stack.compose("up", "--detach", "--wait", "--no-build", "--force-recreate")
+    assert old != (stack.secret("AIRFLOW_VIEWER_PASSWORD"), stack.secret("MLFLOW_BACKEND_STORE_URI"))
+    login = {"username": "viewer", "password": old[0]}
+    assert httpx.post(stack.url("AIRFLOW_PORT", "/auth/token"), json=login).status_code == 401
+    assert stack.airflow("viewer").get(WEEKLY).status_code == 200
+    assert stack.ask()["version"] == 2
+
+
+def inspect(stack, what: str, form: str) -> str:
+    return stack.run("docker", "inspect", "--format", form, what).stdout
+
+
+def answers(stack) -> int | None:
+    try:
+        return stack.ask()["version"]
+    except httpx.HTTPError:
+        return None
+
+
+def kill_main_process(stack, service: str, name: bytes) -> None:
+    """As the kernel would, out of memory: Docker takes `docker kill` for a wish and would not start it again."""
+    container = stack.container(service)
+    top = stack.run("docker", "top", container, "-eo", "pid,args").stdout.splitlines()[1:]
+    pids = [line.split(maxsplit=1)[0] for line in top if name.decode() in line.split(maxsplit=1)[1]]
+    subprocess.run(["kill", "-KILL", *pids], check=True)
