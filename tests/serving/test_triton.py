@@ -46,7 +46,7 @@ def test_why_a_server_does_not_start_is_said(config, tmp_path):
     models = tmp_path / "models"
     repository.create(config, models)
     repository.write(models, repository.text_config(config, 1))
-    with pytest.raises(StepFailed, match="toxic_classificator.*triton.log"):
+    with pytest.raises(StepFailed, match="toxic_text.*has no loaded version.*triton.log"):
         with triton.running(config, models, tmp_path / "server"):
             pass
 
