@@ -174,7 +174,6 @@ def replace(
         for server in servers.values():
             load_beside(config, server, journal)
             try_out(config, server, version)
-        write_parts(config, versions_during(journal))
         switch(config, servers, still_mine, version)
         still_mine()
         set_aliases(config, aliases)
@@ -210,8 +209,7 @@ def begin(config: Config, servers: dict, version: int, aliases: dict, tags: dict
         "serving": [url for url, server in servers.items() if old and has_loaded(server, old)],
         "to": version,
         "started_at": registry.now(),
-        # The ensemble first: a server that starts while they are written back must not tie it to parts that are gone.
-        "configs": {m: repository.config_file(live, m).read_text() for m in (repository.TEXT, *repository.PARTS)},
+        "configs": {m: repository.config_file(live, m).read_text() for m in (*repository.PARTS, repository.TEXT)},
         "aliases": aliases,
         "aliases_before": {name: registry.alias(config, name) for name in aliases},
         "tags": tags,
@@ -250,9 +248,14 @@ def versions_during(journal: dict) -> list[int]:
 
 
 def load_beside(config: Config, server, journal: dict) -> None:
-    """Loads the new version's parts while the old one goes on serving."""
+    """Loads the new version's parts while the old one goes on serving.
+
+    Each is written down as soon as it has loaded: with an ensemble a server reads its parts' configurations again.
+    """
     for part in repository.PARTS:
-        load(config, server, repository.part_config(config, part, versions_during(journal)))
+        wanted = repository.part_config(config, part, versions_during(journal))
+        load(config, server, wanted)
+        repository.write(repository.live(config), wanted)
 
 
 def try_out(config: Config, server, version: int) -> None:
@@ -260,11 +263,6 @@ def try_out(config: Config, server, version: int) -> None:
     load(config, server, repository.text_config(config, version, repository.TRIAL))
     confirm(config, server, version, repository.TRIAL)
     server.unload_model(repository.TRIAL, client_timeout=config.serving.load_timeout_s)
-
-
-def write_parts(config: Config, versions: list[int]) -> None:
-    for part in repository.PARTS:
-        repository.write(repository.live(config), repository.part_config(config, part, versions))
 
 
 def switch(config: Config, servers: dict, still_mine, version: int) -> None:
@@ -328,12 +326,14 @@ def finish(config: Config, servers: dict, journal: dict) -> None:
     live, version = repository.live(config), journal["to"]
     config = repository.as_built(config, live, version)
     kept = [journal["from"]] if keeps_previous(config, servers, journal) else []
-    for url, server in servers.items():
-        load(config, server, repository.text_config(config, version))  # it may have started again since the switch
-        for part in repository.PARTS:
-            load(config, server, repository.part_config(config, part, sorted([*kept, version])))
-        require_unloaded(url, server, set(repository.installed(live)) - {version, *kept})
-    write_parts(config, sorted([*kept, version]))
+    for server in servers.values():
+        load(config, server, repository.text_config(config, version))  # one may have started again since the switch
+    for part in repository.PARTS:
+        wanted = repository.part_config(config, part, sorted([*kept, version]))
+        for url, server in servers.items():
+            load(config, server, wanted)
+            require_unloaded(url, server, part, set(repository.installed(live)) - {version, *kept})
+        repository.write(live, wanted)
     for tagged, values in journal["tags"].items():
         registry.tag(config, int(tagged), **values)
     registry.untag(config, version, "swap_failed_because", "swap_failed_at")
@@ -362,23 +362,26 @@ def has_room(config: Config, url: str, version: int) -> bool:
     return free >= memory.needed(config, engine) + config.serving.memory_headroom_gib * memory.GIB
 
 
-def require_unloaded(url: str, server, versions: set[int]) -> None:
-    for part in repository.PARTS:
-        for version in versions:
-            if is_ready(server, part, version):
-                raise StepFailed(f"{part} version {version} is still loaded at {url}: run the same command again")
+def require_unloaded(url: str, server, part: str, versions: set[int]) -> None:
+    for version in versions:
+        if is_ready(server, part, version):
+            raise StepFailed(f"{part} version {version} is still loaded at {url}: run the same command again")
 
 
 def undo(config: Config, servers: dict, journal: dict, reason: str) -> None:
     """Everything as it was before. What cannot be reached now is left to the next swap or rollback, by the journal."""
-    for model, text in journal["configs"].items():
-        files.write_text(repository.config_file(repository.live(config), model), text)
-    problems = []
-    for url, server in servers.items():  # a server that is away must not keep the others from going back
-        try:
-            restore(config, server, journal, url in journal["serving"])
-        except Exception as error:
-            problems.append(f"{url}: {error}")
+    problems, reached = [], dict(servers)
+    # The ensemble first, everywhere: with it a server reads its parts' configurations, and would let go of the version
+    # that it still asks. A server that is away must not keep the others from going back.
+    for models in ((repository.TEXT,), repository.PARTS):
+        for model in models:
+            files.write_text(repository.config_file(repository.live(config), model), journal["configs"][model])
+        for url, server in list(reached.items()):
+            try:
+                restore(config, server, models, journal, url in journal["serving"])
+            except Exception as error:
+                problems.append(f"{url}: {error}")
+                del reached[url]
     try:
         set_aliases(config, journal["aliases_before"])
         registry.tag(config, journal["to"], swap_failed_because=reason[:5000], swap_failed_at=registry.now())
@@ -390,14 +393,13 @@ def undo(config: Config, servers: dict, journal: dict, reason: str) -> None:
         journal_file(config).unlink()
 
 
-def restore(config: Config, server, journal: dict, was_loaded: bool) -> None:
-    """Has a server read the configurations on disk again, or forget the models if nothing was in service."""
+def restore(config: Config, server, models: tuple[str, ...], journal: dict, was_loaded: bool) -> None:
+    """Has a server read models' configurations on disk again, or forget the models if nothing was in service."""
     from tritonclient.utils import InferenceServerException
 
     timeout_s = config.serving.load_timeout_s
     server.unload_model(repository.TRIAL, client_timeout=timeout_s)
-    # The ensemble first: it must not stay tied to a version whose parts go.
-    for model in (repository.TEXT, *repository.PARTS):
+    for model in models:
         if journal["from"] is None:
             server.unload_model(model, client_timeout=timeout_s)
             continue
