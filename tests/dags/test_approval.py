@@ -50,7 +50,7 @@ def kill(place, name):
     psutil.wait_procs(processes, 10)
 
 
-def until(condition, seconds=60):
+def until(condition, seconds=180):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"not within {seconds} s"
