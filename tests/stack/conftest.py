@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 WEEKLY = "/api/v2/dags/toxicity_weekly"
 PORTS = ("AIRFLOW_PORT", "MLFLOW_PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT")
 # A run of minutes that ends at the gate: for what concerns how a run goes, not what it teaches.
-SHORT = {"profile": "demo", "force": True, "max_samples": 800, "epochs": 1, "promotion": "never"}
+SHORT = {"profile": "demo", "force": True, "max_samples": 2000, "epochs": 1, "promotion": "never"}
 
 
 class Stack:
@@ -42,7 +42,7 @@ class Stack:
 
     def run(self, *command: str, check=True, **more) -> subprocess.CompletedProcess:
         environment = {**self.environment, **more}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, errors="replace")
         assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
         return done
 
@@ -77,11 +77,10 @@ class Stack:
 
     def airflow(self, user: str) -> httpx.Client:
         """Airflow's REST API as one of its users."""
-        client = httpx.Client(base_url=self.url("AIRFLOW_PORT"), timeout=60, trust_env=False)
         login = {"username": user, "password": self.secret(f"AIRFLOW_{user.upper()}_PASSWORD")}
-        token = client.post("/auth/token", json=login).raise_for_status().json()["access_token"]
-        client.headers["Authorization"] = f"Bearer {token}"
-        return client
+        answer = httpx.post(self.url("AIRFLOW_PORT", "/auth/token"), json=login, timeout=60).raise_for_status()
+        bearer = {"Authorization": f"Bearer {answer.json()['access_token']}"}
+        return httpx.Client(base_url=self.url("AIRFLOW_PORT"), timeout=60, headers=bearer)
 
     def trigger(self, run_id: str, conf: dict) -> None:
         with self.airflow("operator") as airflow:

@@ -304,7 +304,6 @@ def test_a_killed_scheduler_leaves_no_orphan_and_its_run_ends_well(stack, swappe
     wait_for(lambda: orphan not in stack.steps(), 60)
     assert "ending the orphaned container of train" in stack.compose("logs", "airflow-scheduler").stdout
     assert stack.finish("scheduler-killed") == "success"
-    assert stack.tasks("scheduler-killed")["train"]["try_number"] == 2
     assert stack.steps() == {}
 
 
@@ -333,7 +332,7 @@ def test_a_full_workspace_fails_a_run_in_words_and_the_next_is_good(stack, swapp
     filler = stack.workspace / "filler"
     subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=1M"], capture_output=True)
     try:
-        stack.trigger("disk-full", {**SHORT, "force": True})
+        stack.trigger("disk-full", SHORT)
         wait_for(lambda: stack.tasks("disk-full")["download"]["state"] in ("up_for_retry", "failed"), 180)
         assert re.search(r"No space left|free", stack.log("disk-full", "download"))
         assert stack.ask()["version"] == 2
@@ -350,7 +349,6 @@ def test_a_full_workspace_fails_a_run_in_words_and_the_next_is_good(stack, swapp
 
 def test_a_backup_brings_back_both_the_databases_and_the_workspace(stack, swapped, tmp_path):
     backup = stack.run("make", "backup", f"BACKUPS={tmp_path}").stdout.splitlines()[-1]
-    runs = set(stack.airflow("viewer").get(f"{WEEKLY}/dagRuns").json()["dag_runs"][0])
     before = {run["dag_run_id"] for run in stack.airflow("viewer").get(f"{WEEKLY}/dagRuns").json()["dag_runs"]}
     stack.compose("down", "--timeout=20")
     stack.run("docker", "volume", "rm", f"{stack.name}_postgres")
@@ -361,7 +359,7 @@ def test_a_backup_brings_back_both_the_databases_and_the_workspace(stack, swappe
     print(f"\nrestored in {time.monotonic() - started:.0f} s")
     stack.wait_healthy()
     after = {run["dag_run_id"] for run in stack.airflow("viewer").get(f"{WEEKLY}/dagRuns").json()["dag_runs"]}
-    assert runs and after == before
+    assert {"first", "second"} <= before == after
     assert stack.ask()["version"] == 2
     url = stack.url("MLFLOW_PORT", "/api/2.0/mlflow/registered-models/alias")
     auth = ("steps", stack.secret("MLFLOW_TRACKING_PASSWORD"))

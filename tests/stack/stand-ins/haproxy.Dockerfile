@@ -5,5 +5,6 @@ FROM ${DEBIAN_IMAGE}
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends haproxy \
  && rm -rf /var/lib/apt/lists/*
+# hadolint ignore=DL3066
 USER haproxy
 CMD ["haproxy", "-v"]

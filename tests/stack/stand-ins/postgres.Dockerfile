@@ -10,5 +10,6 @@ RUN apt-get update \
  && install --directory --mode=3777 --owner=postgres --group=postgres /var/run/postgresql
 ENV PATH=/usr/lib/postgresql/15/bin:$PATH PGDATA=/var/lib/postgresql/data
 COPY postgres.sh /usr/local/bin/
+# hadolint ignore=DL3066
 USER postgres
 ENTRYPOINT ["postgres.sh"]
