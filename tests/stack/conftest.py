@@ -5,9 +5,11 @@
 
 import json
 import os
+import platform
 import socket
 import subprocess
 import time
+from datetime import date
 from pathlib import Path
 
 import httpx
@@ -141,6 +143,14 @@ def wait_for(condition, timeout: float, story=lambda: "") -> None:
         time.sleep(1)
 
 
+def figure(name: str, value: float, unit: str = "s") -> None:
+    """A measured figure, as the benchmarks print theirs (benchmarks/results)."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    machine = f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}"
+    today = date.today().isoformat()
+    print("\n" + json.dumps({"name": name, "value": round(value), "unit": unit, "machine": machine, "date": today}))
+
+
 def free_ports(count: int) -> list[int]:
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [one.getsockname()[1] for one in sockets]
@@ -161,7 +171,8 @@ def stack(tmp_path_factory):
         stack.compose("build")
         built = time.monotonic()
         stack.run("make", "up")
-        print(f"\nbuilt in {built - started:.0f} s, up and healthy {time.monotonic() - built:.0f} s later")
+        figure("stack_build", built - started)
+        figure("stack_up", time.monotonic() - built)
         yield stack
     finally:
         (stack.folder / "stack.log").write_text(stack.compose("logs", check=False).stdout)
@@ -190,6 +201,6 @@ def served(stack):
     started = time.monotonic()
     stack.trigger("first", {"profile": "demo"})
     state = stack.finish("first", watch=watch)
-    print(f"\nfirst run: {state} after {time.monotonic() - started:.0f} s")
+    figure("stack_first_run", time.monotonic() - started)
     tasks = {name: (task["state"], task["try_number"]) for name, task in stack.tasks("first").items()}
     return {"state": state, "tasks": tasks, "containers": seen, "inspected": inspected, "live": live}

@@ -8,7 +8,7 @@ import time
 
 import httpx
 import pytest
-from conftest import ROOT, SHORT, WEEKLY, ask, wait_for
+from conftest import ROOT, SHORT, WEEKLY, ask, figure, wait_for
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -271,7 +271,9 @@ def swapped(stack, served):
         stack.trigger("second", {"profile": "demo", "force": True})
         stack.run("docker", "kill", stack.wait_for_step("prepare"))
         state = stack.finish("second")
-    print(f"\nsecond run: {state} after {time.monotonic() - started:.0f} s, {len(clients.versions)} requests meanwhile")
+    figure("stack_second_run_under_load", time.monotonic() - started)
+    figure("stack_requests_meanwhile", len(clients.versions), "requests")
+    figure("stack_requests_failed", len(clients.failures), "requests")
     return state, clients
 
 
@@ -356,7 +358,7 @@ def test_a_backup_brings_back_both_the_databases_and_the_workspace(stack, swappe
         subprocess.run(["rm", "-rf", lost], check=True)
     started = time.monotonic()
     stack.run("make", "restore", f"BACKUP={backup}")
-    print(f"\nrestored in {time.monotonic() - started:.0f} s")
+    figure("stack_restore", time.monotonic() - started)
     stack.wait_healthy()
     after = {run["dag_run_id"] for run in stack.airflow("viewer").get(f"{WEEKLY}/dagRuns").json()["dag_runs"]}
     assert {"first", "second"} <= before == after
