@@ -16,21 +16,22 @@ the version in DVC, and the checks of the command line.
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import json_line  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results" / "data.jsonl"
 STEPS = {
     "validate_raw": ["validate", "--what=raw"],
@@ -95,14 +96,8 @@ def measured(name: str, rows: int, arguments: list[str], workspace: Path) -> Non
         if status:
             log.seek(0)
             sys.exit(f"{name} failed: {log.read()[-3000:]}")
-    report(f"{name}_seconds", round(seconds, 1), "s", rows)
-    report(f"{name}_peak_memory", round(usage.ru_maxrss / 2**20, 2), "GiB", rows)
-
-
-def report(name: str, value: float, unit: str, rows: int) -> None:
-    machine = f"{os.cpu_count()} cores, {round(psutil.virtual_memory().total / 2**30)} GiB, {platform.system()}"
-    line = {"name": name, "value": value, "unit": unit, "rows": rows, "machine": machine, "date": str(date.today())}
-    print(json.dumps(line), flush=True)
+    json_line.of_host(f"{name}_seconds", round(seconds, 1), "s", rows=rows)
+    json_line.of_host(f"{name}_peak_memory", round(usage.ru_maxrss / 2**20, 2), "GiB", rows=rows)
 
 
 def require_the_same(ours: Path, theirs: Path) -> None:

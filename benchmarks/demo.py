@@ -9,18 +9,21 @@ first; without it the environments are made before the clock starts. Prints one 
 import argparse
 import json
 import os
-import platform
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
-from datetime import date
 from pathlib import Path
 
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import json_line  # noqa: E402
+
 PORTS = ("MLFLOW_PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT", "AIRFLOW_PORT")
 
 
@@ -44,15 +47,10 @@ def main() -> None:
         finally:
             subprocess.run(["make", "down"], cwd=clone, env=own, stdout=subprocess.DEVNULL)
     found = json.loads(done.stdout.splitlines()[-1])
-    report(f"demo_{'cold' if cold else 'warm'}", seconds, "s")
-    report("demo_peak_memory", round(memory.peak / 2**30, 2), "GiB")
+    json_line.of_host(f"demo_{'cold' if cold else 'warm'}", seconds, "s")
+    json_line.of_host("demo_peak_memory", round(memory.peak / 2**30, 2), "GiB")
     for name in ("f1_toxic", "f1_types"):
-        report(f"demo_{name}", found[name], "F1")
-
-
-def report(name: str, value: float, unit: str) -> None:
-    machine = f"{os.cpu_count()} cores, {round(psutil.virtual_memory().total / 2**30)} GiB, {platform.system()}"
-    print(json.dumps({"name": name, "value": value, "unit": unit, "machine": machine, "date": str(date.today())}))
+        json_line.of_host(f"demo_{name}", found[name], "F1")
 
 
 def free_ports() -> dict[str, str]:

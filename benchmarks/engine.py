@@ -10,25 +10,20 @@ the configuration, such as serving.compute_capability=SM120.
 """
 
 import argparse
-import json
 import logging
 import multiprocessing
-import os
-import platform
 import resource
 import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from datetime import date
 from itertools import islice
 from pathlib import Path
-
-import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import json_line  # noqa: E402
 from tasks import config as configuration  # noqa: E402
 from tasks import files  # noqa: E402
 
@@ -57,7 +52,7 @@ def by_itself(part, *arguments) -> None:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         figures, facts = pool.submit(measured, part, *arguments).result()
     for name, (value, unit) in figures.items():
-        line(f"{part.__name__}_{name}", float(f"{value:.3g}"), unit, **facts)
+        json_line.of_host(f"{part.__name__}_{name}", float(f"{value:.3g}"), unit, **facts)
 
 
 def measured(part, *arguments) -> tuple[dict, dict]:
@@ -116,14 +111,6 @@ def build(overrides: list[str], onnx: Path, plan: Path) -> tuple[dict, dict]:
         seconds = time.monotonic() - started
     sizes = {"buckets": config.serving.buckets, "max_batch_size": config.serving.max_batch_size}
     return {"seconds": (seconds, "s"), "size": (plan.stat().st_size / 2**30, "GiB")}, {**facts, **sizes}
-
-
-def line(name: str, value: float, unit: str, **more) -> None:
-    machine = f"{os.cpu_count()} cores, {round(psutil.virtual_memory().total / 2**30)} GiB, {platform.system()}"
-    print(
-        json.dumps({"name": name, "value": value, "unit": unit, **more, "machine": machine, "date": str(date.today())}),
-        flush=True,
-    )
 
 
 if __name__ == "__main__":

@@ -10,21 +10,17 @@ anew. The ends are compared at more resamples, where chance leaves less between 
 """
 
 import argparse
-import json
-import os
-import platform
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import numpy as np
-import psutil
 from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import json_line  # noqa: E402
 from tasks import config, metrics  # noqa: E402
 
 FIGURES = ("f1_toxic", "f1_types")
@@ -40,16 +36,18 @@ def main() -> None:
     truth, ours, theirs = models(rows)
 
     seconds = timed(lambda: metrics.gain(truth, ours, theirs, resamples, seed=0))
-    report("paired_bootstrap_seconds", round(seconds, 3), "s", rows, resamples)
+    json_line.of_host("paired_bootstrap_seconds", round(seconds, 3), "s", rows=rows, resamples=resamples)
     seconds = timed(lambda: [by_scipy(truth, ours, theirs, name, resamples) for name in FIGURES])
-    report("paired_bootstrap_scipy_seconds", round(seconds, 3), "s", rows, resamples)
+    json_line.of_host("paired_bootstrap_scipy_seconds", round(seconds, 3), "s", rows=rows, resamples=resamples)
 
     found = metrics.gain(truth, ours, theirs, MANY, seed=0)
     for name in FIGURES:
         scipys = by_scipy(truth, ours, theirs, name, MANY)
         apart = np.abs(np.subtract(found[name]["interval"], list(scipys.confidence_interval))).max()
-        report(f"{name}_gain_standard_error", round(float(scipys.standard_error), 5), "F1", rows, MANY)
-        report(f"{name}_gain_ends_apart", round(float(apart), 5), "F1", rows, MANY)
+        json_line.of_host(
+            f"{name}_gain_standard_error", round(float(scipys.standard_error), 5), "F1", rows=rows, resamples=MANY
+        )
+        json_line.of_host(f"{name}_gain_ends_apart", round(float(apart), 5), "F1", rows=rows, resamples=MANY)
 
 
 def models(rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -86,12 +84,6 @@ def timed(call) -> float:
         call()
         took.append(time.perf_counter() - started)
     return float(np.median(took))
-
-
-def report(name: str, value: float, unit: str, rows: int, resamples: int) -> None:
-    machine = f"{os.cpu_count()} cores, {round(psutil.virtual_memory().total / 2**30)} GiB, {platform.system()}"
-    line = {"name": name, "value": value, "unit": unit, "rows": rows, "resamples": resamples, "machine": machine}
-    print(json.dumps({**line, "date": str(date.today())}), flush=True)
 
 
 if __name__ == "__main__":

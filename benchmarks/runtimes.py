@@ -10,13 +10,11 @@ line per figure.
 
 import argparse
 import gc
-import json
 import logging
 import statistics
 import sys
 import tempfile
 import time
-from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 
+from benchmarks import json_line  # noqa: E402
 from tasks import config as configuration  # noqa: E402
 from tasks.config import Config  # noqa: E402
 from tasks.serving import export_onnx  # noqa: E402
@@ -65,17 +64,21 @@ def main() -> None:
             try:
                 figures = measure(name, network, config, source, (check, expected), rows, arguments)
             except Exception as error:
-                line(name, None, "", why=" ".join(f"{type(error).__name__}: {error}".split())[:300])
+                json_line.of_gpu(name, None, "", why=" ".join(f"{type(error).__name__}: {error}".split())[:300])
                 log.exception(name)
                 continue
         flops = 2 * linear * 64 * 256
-        line(f"{name}_1x32_p50", round(1000 * figures["one"], 2), "ms")
-        line(f"{name}_64x256", round(1000 * figures["full"], 1), "ms", logits_off_by=round(figures["difference"], 3))
+        json_line.of_gpu(f"{name}_1x32_p50", round(1000 * figures["one"], 2), "ms")
+        json_line.of_gpu(
+            f"{name}_64x256", round(1000 * figures["full"], 1), "ms", logits_off_by=round(figures["difference"], 3)
+        )
         share = flops / figures["full"] / (arguments.peak_tflops * 1e12)
-        line(f"{name}_64x256_share_of_peak", round(share, 3), f"of {arguments.peak_tflops:.0f} TFLOP/s bf16")
+        json_line.of_gpu(
+            f"{name}_64x256_share_of_peak", round(share, 3), f"of {arguments.peak_tflops:.0f} TFLOP/s bf16"
+        )
         for batch, rate in figures["rates"].items():
             best = rate == max(figures["rates"].values())
-            line(f"{name}_real_rows", round(rate, 1), "messages/s", batch=batch, best=best)
+            json_line.of_gpu(f"{name}_real_rows", round(rate, 1), "messages/s", batch=batch, best=best)
         gc.collect()
         torch.cuda.empty_cache()
 
@@ -270,7 +273,7 @@ def onnxruntime(network, config: Config, source: Path):
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise RuntimeError("this ONNX Runtime has no CUDA provider: install onnxruntime-gpu")
     with tempfile.TemporaryDirectory() as place:
-        file = exported(network, config, source, Path(place))
+        file = exported(config, source, Path(place))
         session = onnxruntime.InferenceSession(str(file), providers=["CUDAExecutionProvider"])
 
     def run(ids):
@@ -293,7 +296,7 @@ def tensorrt(network, config: Config, source: Path):
 
     trt = build_engine.import_tensorrt()
     with tempfile.TemporaryDirectory() as place:
-        file = exported(network, config, source, Path(place))
+        file = exported(config, source, Path(place))
         build_engine.build_plan(config, file, Path(place) / "model.plan")
         plan = (Path(place) / "model.plan").read_bytes()
     engine = trt.Runtime(trt.Logger(trt.Logger.WARNING)).deserialize_cuda_engine(plan)
@@ -317,26 +320,14 @@ def tensorrt(network, config: Config, source: Path):
     return run
 
 
-def exported(network, config: Config, source: Path, folder: Path) -> Path:
-    """The merged model as `export_onnx` writes it, in the network's dtype."""
-    merged, _ = model.load_merged(source)
-    merged = merged.to("cpu", network.dtype)
-    merged.set_attn_implementation("eager")
-    served = export_onnx.served_model(merged, checkpoint.thresholds(source), 0)
-    export_onnx.write_onnx(config, served, {}, folder / "model.onnx")
+def exported(config: Config, source: Path, folder: Path) -> Path:
+    """The merged model as `export_onnx` writes it."""
+    export_onnx.export(config, source, 0, folder / "model.onnx", [])
     log.info("exported")
     return folder / "model.onnx"
 
 
 RUNTIMES = {function.__name__: function for function in (eager, compiled, fused, onnxruntime, tensorrt)}
-
-
-def line(name: str, value: float | None, unit: str, **more) -> None:
-    machine = f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}"
-    print(
-        json.dumps({"name": name, "value": value, "unit": unit, **more, "machine": machine, "date": str(date.today())}),
-        flush=True,
-    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -21,7 +20,6 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import httpx
@@ -33,8 +31,9 @@ from tritonclient.grpc import InferenceServerClient
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import json_line  # noqa: E402
 from tasks import config as configuration  # noqa: E402
-from tasks import files  # noqa: E402
+from tasks import files, integrity  # noqa: E402
 from tasks.data import sample  # noqa: E402
 from tasks.errors import StepFailed  # noqa: E402
 from tasks.labels import LABELS  # noqa: E402
@@ -60,7 +59,7 @@ def main() -> int:
         store = make_versions(config)
         found = measure(config, store, arguments.swaps, arguments.clients)
     for name, value, unit in found:
-        report(name, value, unit, arguments)
+        json_line.of_host(name, round(value, 2), unit, swaps=arguments.swaps, clients=arguments.clients)
     values = {name: value for name, value, _ in found}
     wrong = ("swap_failed_requests", "swap_answers_of_a_wrong_version", "swap_wrong_outcomes")
     return int(any(values[name] for name in wrong))
@@ -165,8 +164,11 @@ FLAWS = (truncated_file, wrong_answers, exception, slow_start)
 
 
 def append(models: Path, part: str, version: int, code: str) -> None:
-    file = repository.folder(models, part, version) / "model.py"
+    """Adds to a part's code, and records it as installed: a part does not load code of another hash."""
+    folder = repository.folder(models, part, version)
+    file, record = folder / "model.py", folder / integrity.RECORD
     file.write_text(f"{file.read_text()}\n\n{code}")
+    files.write_json(record, {**files.read_json(record), file.name: integrity.sha256(file)})
 
 
 # Swaps under load -----------------------------------------------------------------------------------------------------
@@ -339,18 +341,6 @@ def ask_until_told(url: str, http_url: str, clients: int, pipe) -> None:
     for thread in threads:
         thread.join()
     pipe.send((answers, failures))
-
-
-def report(name: str, value: float, unit: str, arguments) -> None:
-    machine = f"{os.cpu_count()} cores, {round(psutil.virtual_memory().total / 2**30)} GiB, {platform.system()}"
-    line = {
-        "name": name,
-        "value": round(value, 2),
-        "unit": unit,
-        "swaps": arguments.swaps,
-        "clients": arguments.clients,
-    }
-    print(json.dumps({**line, "machine": machine, "date": str(date.today())}), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from pytorch_lightning import Callback  # noqa: E402
 
+from benchmarks import json_line  # noqa: E402
 from tasks import config as configuration  # noqa: E402
 from tasks.config import Config  # noqa: E402
 from tasks.training import base_model, memory, model, train  # noqa: E402
@@ -54,7 +54,7 @@ def main() -> None:
         torch.cuda.empty_cache()
     for name in {"high", "low"} & set(found) if "peer" in found else ():
         times = found[name]["messages"] / found[name]["seconds"] * found["peer"]["seconds"] / found["peer"]["messages"]
-        line(f"training_{name}_against_usual_recipe", round(times, 1), "times")
+        json_line.of_gpu(f"training_{name}_against_usual_recipe", round(times, 1), "times")
 
 
 class Measured(Exception):
@@ -153,22 +153,26 @@ def whole(overrides: list[str]) -> None:
     started = time.monotonic()
     result = step("train", overrides)
     seconds, phases = round(time.monotonic() - started, 1), result["phases"]
-    line("train_step", seconds, "s", messages=result["messages"], steps=result["steps"], phases=phases)
-    line("training_start_to_merged_model", round(phases["training"] + phases["merging"], 1), "s")
+    json_line.of_gpu("train_step", seconds, "s", messages=result["messages"], steps=result["steps"], phases=phases)
+    json_line.of_gpu("training_start_to_merged_model", round(phases["training"] + phases["merging"], 1), "s")
 
 
 def quality(overrides: list[str]) -> None:
     evaluated = step("evaluate", overrides)
     found, rows = evaluated["challenger"], evaluated["challenger"]["rows"]
     for name in ("f1_toxic", "f1_types", "f1_types_macro", "pr_auc"):
-        line(f"test_{name}", round(found[name], 4), "", interval=rounded(found["intervals"][name]), messages=rows)
+        json_line.of_gpu(
+            f"test_{name}", round(found[name], 4), "", interval=rounded(found["intervals"][name]), messages=rows
+        )
     for language, slice_ in found["languages"].items():
         interval = rounded(slice_["interval"])
-        line(f"test_f1_toxic_{language}", round(slice_["f1_toxic"], 4), "", interval=interval, messages=slice_["rows"])
+        json_line.of_gpu(
+            f"test_f1_toxic_{language}", round(slice_["f1_toxic"], 4), "", interval=interval, messages=slice_["rows"]
+        )
     for name in ("f1_toxic", "f1_types"):
-        line(f"baseline_test_{name}", round(evaluated["baseline"][name], 4), "", messages=rows)
+        json_line.of_gpu(f"baseline_test_{name}", round(evaluated["baseline"][name], 4), "", messages=rows)
         gain = evaluated["gain"]["baseline"][name]
-        line(f"gain_{name}", round(gain["gain"], 4), "", interval=rounded(gain["interval"]), messages=rows)
+        json_line.of_gpu(f"gain_{name}", round(gain["gain"], 4), "", interval=rounded(gain["interval"]), messages=rows)
 
 
 def rounded(interval: list[float]) -> list[float]:
@@ -188,18 +192,14 @@ def report(name: str, base: str, found: dict, peak_tflops: float) -> None:
     """
     flops = 4 * memory.Sizes.of(base).linear * found["tokens"] / found["seconds"]
     tokens = round(found["tokens"] / found["messages"], 1)
-    line(f"training_{name}", round(found["messages"] / found["seconds"], 1), "messages/s", tokens_per_message=tokens)
-    line(f"training_{name}_share_of_peak", round(flops / (peak_tflops * 1e12), 3), f"of {peak_tflops:.0f} TFLOP/s bf16")
-    line(f"training_{name}_peak_memory", round(found["allocated"] / 2**30, 2), "GiB")
-    line(f"training_{name}_peak_memory_reserved", round(found["reserved"] / 2**30, 2), "GiB")
-
-
-def line(name: str, value: float, unit: str, **more) -> None:
-    machine = f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}"
-    print(
-        json.dumps({"name": name, "value": value, "unit": unit, **more, "machine": machine, "date": str(date.today())}),
-        flush=True,
+    json_line.of_gpu(
+        f"training_{name}", round(found["messages"] / found["seconds"], 1), "messages/s", tokens_per_message=tokens
     )
+    json_line.of_gpu(
+        f"training_{name}_share_of_peak", round(flops / (peak_tflops * 1e12), 3), f"of {peak_tflops:.0f} TFLOP/s bf16"
+    )
+    json_line.of_gpu(f"training_{name}_peak_memory", round(found["allocated"] / 2**30, 2), "GiB")
+    json_line.of_gpu(f"training_{name}_peak_memory_reserved", round(found["reserved"] / 2**30, 2), "GiB")
 
 
 if __name__ == "__main__":

@@ -27,11 +27,8 @@ def way_out(folder: Path) -> str:
 
 
 def sha256(file: Path) -> str:
-    digest = hashlib.sha256()
     try:
         with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
         return "nothing"
-    return digest.hexdigest()

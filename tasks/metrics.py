@@ -47,6 +47,24 @@ def answered(decisions: np.ndarray) -> np.ndarray:
     return decisions & np.concatenate([np.ones_like(decisions[:, :1]), np.repeat(decisions[:, :1], 5, axis=1)], axis=1)
 
 
+def agreement(expected: np.ndarray, found: np.ndarray, near: np.ndarray) -> dict:
+    """How far two sets of decisions agree.
+
+    Args:
+        expected, found: bool [N, 6].
+        near: bool [N, 6], where a decision is so near its threshold that it may go either way; these are only counted.
+
+    Returns:
+        {"equal", "near_threshold", "different"}: the share of the other decisions that are the same, and two counts.
+    """
+    different = (expected != found) & ~near
+    return {
+        "equal": float(1 - different.sum() / max((~near).sum(), 1)),
+        "near_threshold": int(near.sum()),
+        "different": int(different.sum()),
+    }
+
+
 def choose_thresholds(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """The probability per label, float64 [6], above which F1 is best on these rows; 0.5 for a label never seen."""
     chosen = np.full(len(LABELS), 0.5)

@@ -247,6 +247,7 @@ def compare(config: Config, file: Path, source: Path, messages: list[str], refer
     """
     from scipy.special import logit
 
+    from tasks import metrics
     from tasks.training import checkpoint
 
     logits, decisions = classify(config, file, source, messages)
@@ -254,11 +255,8 @@ def compare(config: Config, file: Path, source: Path, messages: list[str], refer
     parity = {"messages": len(messages)}
     for dtype, reference in references.items():
         near = np.abs(reference - thresholds) < config.gate.parity.near_threshold
-        different = ((reference >= thresholds) != decisions) & ~near
         parity[dtype] = {
-            "equal": float(1 - different.sum() / max((~near).sum(), 1)),
-            "near_threshold": int(near.sum()),
-            "different": int(different.sum()),
+            **metrics.agreement(reference >= thresholds, decisions, near),
             "max_difference": float(np.abs(logits - reference).max()),
         }
     return parity

@@ -176,12 +176,7 @@ def compare(run: Run, test: pl.DataFrame, decisions: np.ndarray, near: np.ndarra
     columns = ["id", *(f"decision_{name}" for name in LABELS)]
     kept = test.select("id").join(pl.read_parquet(file, columns=columns), on="id", how="left", maintain_order="left")
     expected = metrics.answered(kept.select(columns[1:]).to_numpy())
-    different = (expected != decisions) & ~near
-    return {
-        "equal": float(1 - different.sum() / max((~near).sum(), 1)),
-        "near_threshold": int(near.sum()),
-        "different": int(different.sum()),
-    }
+    return metrics.agreement(expected, decisions, near)
 
 
 def golden(texts: list[str], answers: list[dict], near: np.ndarray) -> list[dict]:

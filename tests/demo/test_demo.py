@@ -10,28 +10,19 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from asking import CLIENTS, Clients, ask
 
 from tasks.data import sample
+from tasks.serving.triton import free_ports
 
 ROOT = Path(__file__).parents[2]
-CLIENTS = 4
 
 pytestmark = pytest.mark.timeout(900)
-
-
-def free_ports(count: int) -> list[str]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [str(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +30,7 @@ def environment(tmp_path_factory):
     """A workspace and ports of their own; everything that was started is stopped at the end."""
     names = ("MLFLOW_PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT", "AIRFLOW_PORT")
     workspace = tmp_path_factory.mktemp("workspace")
-    own = dict(zip(names, free_ports(len(names)))) | {"TOXIC_WORKSPACE": str(workspace)}
+    own = dict(zip(names, map(str, free_ports(len(names))))) | {"TOXIC_WORKSPACE": str(workspace)}
     yield own
     make("down", own)
 
@@ -58,14 +49,8 @@ def demo(own: dict, *variables: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def url(own: dict, path: str) -> str:
-    return f"http://127.0.0.1:{own['TRITON_HTTP_PORT']}/v2/models/{path}"
-
-
-def ask(own: dict, text: str) -> dict:
-    body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": [[text]]}]}
-    answer = httpx.post(url(own, "toxic_text/infer"), json=body, timeout=60).raise_for_status().json()
-    return json.loads(answer["outputs"][0]["data"][0])
+def url(own: dict) -> str:
+    return f"http://127.0.0.1:{own['TRITON_HTTP_PORT']}"
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +61,14 @@ def first(environment):
 def test_the_first_demo_serves_a_model_that_passed_the_gate(environment, first):
     assert (first["dag_run"], first["served_version"], first["gate"]) == ("success", 1, "passed")
     assert first["f1_toxic"] >= 0.85 and first["f1_types"] >= 0.70
-    assert httpx.get(url(environment, "toxic_classificator")).status_code == 200
+    assert httpx.get(f"{url(environment)}/v2/models/toxic_classificator").status_code == 200
 
 
 def test_text_in_json_out(environment, first):
-    answer = ask(environment, "You are an idiot.")
+    answer = ask(url(environment))
     assert set(answer) == {"toxic", "labels", "scores", "version"}
     assert answer["toxic"] is True and answer["version"] == 1
-    assert ask(environment, "Thank you for your help, Harriet.")["toxic"] is False
+    assert ask(url(environment), "Thank you for your help, Harriet.")["toxic"] is False
 
 
 def test_the_client_example_of_the_readme_works_as_printed(environment, first):
@@ -116,38 +101,9 @@ def test_a_second_demo_finds_nothing_new(environment, first):
     assert (found["dag_run"], found["served_version"], found["gate"]) == ("success", 1, "skipped")
 
 
-class Clients:
-    """Threads that ask `toxic_text` without a pause; every answer's version and every failure is kept."""
-
-    def __init__(self, own: dict):
-        self.own, self.versions, self.failures, self.stopped = own, [], [], threading.Event()
-        self.threads = [threading.Thread(target=self.run) for _ in range(CLIENTS)]
-
-    def __enter__(self):
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.stopped.set()
-        for thread in self.threads:
-            thread.join()
-
-    def run(self):
-        body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": [["You are an idiot."]]}]}
-        with httpx.Client(timeout=60) as client:
-            while not self.stopped.is_set():
-                try:
-                    found = client.post(url(self.own, "toxic_text/infer"), json=body).raise_for_status().json()
-                    self.versions.append(json.loads(found["outputs"][0]["data"][0])["version"])
-                except httpx.HTTPError as error:
-                    self.failures.append(repr(error))
-                time.sleep(0.02)  # leaves the two cores to the training
-
-
 @pytest.fixture(scope="module")
 def forced(environment, first):
-    with Clients(environment) as clients:
+    with Clients(url(environment)) as clients:
         found = demo(environment, "FORCE=1")
     return found, clients
 
@@ -159,7 +115,7 @@ def test_a_forced_retraining_swaps_under_load_without_a_failed_request(environme
     assert len(clients.versions) > 1000 and set(clients.versions) == {1, 2}
     switch = clients.versions.index(2)
     assert 1 not in clients.versions[switch + CLIENTS :], "version 1 answered again after the swap"
-    assert ask(environment, "Hello")["version"] == 2
+    assert ask(url(environment), "Hello")["version"] == 2
 
 
 def triton(own: dict) -> psutil.Process:
@@ -180,7 +136,7 @@ def test_a_killed_triton_comes_back_with_version_2(environment, forced):
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert ask(environment, "Hello")["version"] == 2
+    assert ask(url(environment), "Hello")["version"] == 2
 
 
 def test_kaggles_own_files_that_teach_nothing_leave_service_untouched(environment, forced, tmp_path):

@@ -5,15 +5,16 @@
 
 import json
 import os
-import platform
-import socket
 import subprocess
 import time
-from datetime import date
 from pathlib import Path
 
 import httpx
 import pytest
+from asking import TEXT, ask
+
+from benchmarks import json_line
+from tasks.serving.triton import free_ports
 
 ROOT = Path(__file__).parents[2]
 WEEKLY = "/api/v2/dags/toxicity_weekly"
@@ -126,14 +127,8 @@ class Stack:
         wait_for(lambda: step in self.steps().values(), timeout, lambda: str(self.steps()))
         return next(container for container, name in self.steps().items() if name == step)
 
-    def ask(self, text: str = "You are an idiot.") -> dict:
+    def ask(self, text: str = TEXT) -> dict:
         return ask(self.url("TRITON_HTTP_PORT"), text)
-
-
-def ask(url: str, text: str, client=httpx) -> dict:
-    body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": [[text]]}]}
-    answer = client.post(f"{url}/v2/models/toxic_text/infer", json=body, timeout=60).raise_for_status().json()
-    return json.loads(answer["outputs"][0]["data"][0])
 
 
 def wait_for(condition, timeout: float, story=lambda: "") -> None:
@@ -145,18 +140,8 @@ def wait_for(condition, timeout: float, story=lambda: "") -> None:
 
 def figure(name: str, value: float, unit: str = "s") -> None:
     """A measured figure, as the benchmarks print theirs (benchmarks/results)."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    machine = f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}"
-    today = date.today().isoformat()
-    print("\n" + json.dumps({"name": name, "value": round(value), "unit": unit, "machine": machine, "date": today}))
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    print()
+    json_line.of_host(name, round(value), unit)
 
 
 @pytest.fixture(scope="session")

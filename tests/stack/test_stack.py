@@ -3,12 +3,12 @@
 import json
 import re
 import subprocess
-import threading
 import time
 
 import httpx
 import pytest
-from conftest import ROOT, SHORT, WEEKLY, ask, figure, wait_for
+from asking import CLIENTS, Clients
+from conftest import ROOT, SHORT, WEEKLY, figure, wait_for
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -16,7 +16,6 @@ STEPS = {
     *("download", "validate_raw", "prepare", "validate_prepared", "train", "evaluate", "register", "gate", "report"),
     *("decide", "export_onnx", "build_engine", "stage", "swap"),
 }
-CLIENTS = 4
 
 
 # Starting -------------------------------------------------------------------------------------------------------------
@@ -234,33 +233,6 @@ def test_the_engines_proxy_lets_through_what_a_step_needs_and_nothing_else(stack
 
 
 # A swap under load ----------------------------------------------------------------------------------------------------
-
-
-class Clients:
-    """Threads that ask `toxic_text` without a pause; every answer's version and every failure is kept."""
-
-    def __init__(self, url: str):
-        self.url, self.versions, self.failures, self.stopped = url, [], [], threading.Event()
-        self.threads = [threading.Thread(target=self.run) for _ in range(CLIENTS)]
-
-    def __enter__(self):
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.stopped.set()
-        for thread in self.threads:
-            thread.join()
-
-    def run(self):
-        with httpx.Client(trust_env=False) as client:
-            while not self.stopped.is_set():
-                try:
-                    self.versions.append(ask(self.url, "You are an idiot.", client)["version"])
-                except httpx.HTTPError as error:
-                    self.failures.append(repr(error))
-                time.sleep(0.02)  # leaves the cores to the training
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,44 @@
+"""Asking a live `toxic_text` over HTTP, once or without a pause."""
+
+import json
+import threading
+import time
+
+import httpx
+
+CLIENTS = 4
+TEXT = "You are an idiot."
+
+
+def ask(url: str, text: str = TEXT, client=httpx) -> dict:
+    """The answer of the server at `url`, its HTTP address."""
+    body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": [[text]]}]}
+    answer = client.post(f"{url}/v2/models/toxic_text/infer", json=body, timeout=60).raise_for_status().json()
+    return json.loads(answer["outputs"][0]["data"][0])
+
+
+class Clients:
+    """Threads that ask without a pause; every answer's version and every failure is kept."""
+
+    def __init__(self, url: str):
+        self.url, self.versions, self.failures, self.stopped = url, [], [], threading.Event()
+        self.threads = [threading.Thread(target=self.run) for _ in range(CLIENTS)]
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stopped.set()
+        for thread in self.threads:
+            thread.join()
+
+    def run(self):
+        with httpx.Client(trust_env=False) as client:
+            while not self.stopped.is_set():
+                try:
+                    self.versions.append(ask(self.url, client=client)["version"])
+                except httpx.HTTPError as error:
+                    self.failures.append(repr(error))
+                time.sleep(0.02)  # leaves the cores to the training
