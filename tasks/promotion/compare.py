@@ -127,14 +127,14 @@ def compared(tallies: np.ndarray, models: list[str], resamples: int, seed: int) 
 
 def differences(evaluated: dict, parts: list[dict], other: str) -> dict[str, list[dict]]:
     """Every gain over `other` as {"words", "gain", "interval"}, by what can be said of it at 95 %: better, worse or
-    unclear."""
+    unclear. Whether one of the two F1 is worse the gate tells by its one-sided bound, and so does this."""
     gains = [(words, evaluated["gain"][other][name]) for name, words in FIGURES.items()]
     gains += [(part["words"], part["gain"][other]) for part in parts]
     found = {"better": [], "worse": [], "unclear": []}
     for words, gain in gains:
         if gain:
             low, high = gain["interval"]
-            kind = "better" if low > 0 else "worse" if high < 0 else "unclear"
+            kind = "better" if low > 0 else "worse" if gain.get("upper", high) < 0 else "unclear"
             found[kind].append({"words": words, "gain": gain["gain"], "interval": [low, high]})
     return found
 

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 from pathlib import Path
 
 import polars as pl
@@ -209,6 +210,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}".removesuffix(".0") + "\u00a0%"
 
 
+def typeset(sentence: str) -> str:
+    """A sentence of the gate as the figures beside it are written: with minus signs, and with no break before %."""
+    return re.sub(r"(?<!\S)-(?=\d)", "−", sentence).replace(" %", "\u00a0%")
+
+
 def number(count: int) -> str:
     return f"{count:,}"
 
@@ -234,4 +240,4 @@ def axis(rows: list[dict]) -> float:
     return min(math.floor(10 * min(lows, default=0)) / 10, 0.9)
 
 
-FILTERS = {of.__name__: of for of in (mark, figure, signed, percent, number, things, words, cut, axis)}
+FILTERS = {of.__name__: of for of in (mark, figure, signed, percent, typeset, number, things, words, cut, axis)}

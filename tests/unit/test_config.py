@@ -24,6 +24,8 @@ EVERYTHING = list(itertools.product(*(choices(group) for group in GROUPS)))
 @pytest.fixture(autouse=True)
 def from_the_root(monkeypatch):
     monkeypatch.chdir(ROOT)
+    for name in ("TOXIC_WORKSPACE", "TOXIC_DVC_REMOTE", "MLFLOW_TRACKING_URI"):  # the files' own words are meant
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize("names", EVERYTHING, ids="-".join)

@@ -10,7 +10,7 @@ from tasks import config as configuration
 from tasks import metrics
 from tasks.errors import UsageError
 from tasks.labels import TYPES
-from tasks.promotion import gate
+from tasks.promotion import compare, gate
 
 NAMES = [
     *("f1_toxic", "f1_types", "interval_f1_toxic", "interval_f1_types"),
@@ -244,6 +244,17 @@ def test_the_same_model_again_is_not_worse(config):
     checks = judged(config, found)
     assert checks["champion_f1_toxic"]["limit"] == -config.gate.champion.tolerance
     assert not missed_in(checks)
+
+
+def test_what_the_gate_calls_a_loss_is_worse_on_the_report_too(config):
+    found = evaluated()
+    doubtful = {"gain": -0.027, "interval": [-0.054, 0.001], "lower": -0.05, "upper": -0.003}
+    found["gain"]["champion"] = {"f1_toxic": {**doubtful, "upper": 0.001}, "f1_types": doubtful}
+    checks = judged(config, found)
+    assert (checks["champion_f1_toxic"]["passed"], checks["champion_f1_types"]["passed"]) == (True, False)
+    differences = compare.differences(found, [], "champion")
+    named = {kind: [row["words"] for row in rows] for kind, rows in differences.items()}
+    assert named == {"better": [], "worse": ["F1 types"], "unclear": ["F1 toxic"]}
 
 
 # Changing a limit -----------------------------------------------------------------------------------------------------
