@@ -56,9 +56,8 @@ def part_config(config: Config, part: str, versions: list[int]):
     parsed.instance_group[0].count = counts.get(part, config.serving.instances)
     if part == CLASSIFIER:
         parsed.dynamic_batching.max_queue_delay_microseconds = config.serving.max_queue_delay_us
-        # TensorRT sets up memory for the largest batch too; on a CPU that would only take long.
-        warm_up(parsed, config.serving.buckets, [1, parsed.max_batch_size] if gpu else [1])
     if gpu:  # one optimisation profile per bucket: the server takes the one that fits the request
+        warm_up(parsed, config.serving.buckets, [1, parsed.max_batch_size])  # the largest batch sets up memory too
         parsed.instance_group[0].profile.extend(str(i) for i in range(len(config.serving.buckets)))
     if versions:
         parsed.version_policy.specific.versions.extend(versions)
@@ -66,8 +65,14 @@ def part_config(config: Config, part: str, versions: list[int]):
 
 
 def warm_up(parsed, buckets: list[int], batch_sizes: list[int]) -> None:
-    """Has every length answered before the version counts as ready, so that no client waits for a first run."""
+    """Has every length answered before the version counts as ready, so that no client waits for a first run.
+
+    Only in a model with one instance: where a warm-up fails in one of several, the server ends with a segmentation
+    fault (Triton 2.51), and with it what is in service. A model in Python warms itself up when it is initialized.
+    """
     template = parsed.model_warmup.pop()
+    if parsed.instance_group[0].count > 1:
+        return
     for length in buckets:
         for batch_size in batch_sizes:
             sample = parsed.model_warmup.add()

@@ -245,6 +245,15 @@ def test_the_engine_and_the_sizes_of_the_configuration_reach_the_server(workspac
         assert len(parsed.instance_group[0].profile) == buckets
 
 
+@pytest.mark.parametrize("instances", [1, 2])
+def test_an_engine_is_warmed_up_for_every_length_unless_a_failure_could_end_the_server(workspace, instances):
+    config = load_config(workspace, "serving=tensorrt", f"serving.instances={instances}")
+    warm = repository.part_config(config, repository.CLASSIFIER, [4]).model_warmup
+    found = [(one.inputs["input_ids"].dims[0], one.batch_size) for one in warm]
+    expected = [(length, size) for length in config.serving.buckets for size in (1, config.serving.max_batch_size)]
+    assert found == (expected if instances == 1 else [])
+
+
 def test_what_serves_and_what_served_last_stays_on_disk(config, made, tmp_path):
     engine = made / "models" / "1" / "engine"
     repository.create(config, tmp_path)

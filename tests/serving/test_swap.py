@@ -7,7 +7,7 @@ from serving_parts import answer, ready, run_of
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from tasks import files
+from tasks import files, integrity
 from tasks.errors import StepFailed
 from tasks.promotion import registry
 from tasks.serving import client, repository, swap
@@ -102,6 +102,22 @@ def damage_model(folder):
     (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:50_000])
 
 
+def break_warm_up(folder):
+    add(folder / "model.py", "def broken(self, buckets):\n    raise MemoryError\n\n\nTritonPythonModel.warm_up = broken\n")
+
+
+def break_tokenizer(folder):
+    """As a fault of the code would: it loads, recorded as installed, and fails at what it is asked."""
+    file = repository.folder(folder.parents[1], repository.TOKENIZER, int(folder.name)) / "model.py"
+    add(file, "def broken(self, requests):\n    raise RuntimeError\n\n\nTritonPythonModel.execute = broken\n")
+    record = file.with_name(integrity.RECORD)
+    files.write_json(record, {**files.read_json(record), file.name: integrity.sha256(file)})
+
+
+def add(file, code):
+    file.write_text(f"{file.read_text()}\n\n{code}")
+
+
 def change_golden(folder):
     golden = files.read_json(folder / "golden.json")
     for message in golden:
@@ -134,7 +150,12 @@ def test_a_broken_version_leaves_the_old_one_in_service(config, live, promote, m
 
     promote(1)
     before = answer(config)
-    for harm, complaint in ((damage_model, "load failed"), (change_golden, "in stage it was")):
+    for harm, complaint in (
+        (damage_model, "load failed"),
+        (break_warm_up, "load failed.*MemoryError"),
+        (break_tokenizer, "RuntimeError"),
+        (change_golden, "in stage it was"),
+    ):
         with monkeypatch.context() as patched, Clients(live) as clients:
             patched.setattr(swap, "install", harmed(harm))
             with pytest.raises(

@@ -218,9 +218,7 @@ def test_the_server_has_the_configuration_that_the_parts_need(served):
     assert all(found[part].HasField("dynamic_batching") for part in repository.PARTS)
     assert [found[part].instance_group[0].count for part in repository.PARTS] == [2, 1, 1]
     assert not any(one.response_cache.enable for one in found.values())
-    warm = found[repository.CLASSIFIER].model_warmup
-    assert [one.inputs["input_ids"].dims[0] for one in warm] == [8, 16, 24, 32, 48, 64, 96, 128]
-    assert all(found[part].model_warmup for part in repository.PARTS)
+    assert not any(one.model_warmup for one in found.values())  # one that fails may end the server
 
 
 @pytest.mark.parametrize(

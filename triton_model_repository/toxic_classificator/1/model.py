@@ -19,7 +19,8 @@ class TritonPythonModel:
         file = folder / "model.onnx"
         if not file.is_file():
             raise pb_utils.TritonModelException(f"{file} does not exist: `python commands.py export_onnx` writes one")
-        self.max_tokens = json.loads((folder / "engine.json").read_text(encoding="utf-8"))["buckets"][-1]
+        buckets = json.loads((folder / "engine.json").read_text(encoding="utf-8"))["buckets"]
+        self.max_tokens = buckets[-1]
         instances = sum(group["count"] for group in json.loads(args["model_config"])["instance_group"])
         options = onnxruntime.SessionOptions()
         # The instances share the cores, but for one that the server and the rest of the ensemble need; threads that
@@ -28,6 +29,16 @@ class TritonPythonModel:
         options.log_severity_level = 4  # what a client sends wrong is said to the client, not in the server's log
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        self.warm_up(buckets)
+
+    def warm_up(self, buckets):
+        """Computes every length once before the version counts as ready, so that no client waits for a first time.
+
+        The configuration's model_warmup would do it too, but may end the server where it fails.
+        """
+        for length in buckets:
+            message = np.ones((1, length), dtype=np.int64)
+            self.session.run(OUTPUTS, dict.fromkeys(INPUTS, message))
 
     def execute(self, requests):
         """Requests come as the dynamic batcher has joined them, of any length; those of one length are one batch."""
