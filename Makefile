@@ -51,7 +51,7 @@ test: envs .venv/tasks/.tensorrt-rtx ## the whole suite, with real components
 evidence: envs ## the demo's promises: retrain, swap under load, a killed server, bad data (about 8 min)
 	$(TASKS) -m pytest tests/demo -s
 
-stack: envs ## the production stack on a real Docker Engine: every step in its container, kills, backup (about 25 min)
+stack: envs ## the production stack on a real Docker Engine: every step in its container, kills, backup (about 20 min)
 	@[ -z "$(ENGINE)" ] || eval "$$($(ENGINE) start)"; $(TASKS) -m pytest tests/stack -s
 
 lint: envs ## black, isort, flake8, prettier and the standard hooks

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 REPEATS = 50
 WARM_UP = 5
 CHECKED = 64  # messages on which a runtime's logits are compared with PyTorch's
-TOLERANCE = 0.5  # of a logit: the same sums in another order, in bf16
+TOLERANCE = 0.1  # of the largest logit: the same sums in another order, in bf16
 
 
 def main() -> None:
@@ -86,9 +86,11 @@ def main() -> None:
 def measure(name, network, config: Config, source: Path, checked, rows, arguments) -> dict:
     log.info("%s", name)
     run = RUNTIMES[name](network, config, source)
-    difference = float((classify(run, checked[0]) - checked[1]).abs().max())
-    if not difference <= TOLERANCE:
-        raise ValueError(f"its logits differ from PyTorch's by {difference:.3g}, more than {TOLERANCE}")
+    difference, largest = (float(of.abs().max()) for of in (classify(run, checked[0]) - checked[1], checked[1]))
+    if not difference <= TOLERANCE * largest:
+        raise ValueError(
+            f"its logits differ from PyTorch's by {difference:.3g}, more than {TOLERANCE} of {largest:.3g}"
+        )
     return {
         "difference": difference,
         "one": median_seconds(run, example(network, 1, 32)),
@@ -294,7 +296,7 @@ def tensorrt(network, config: Config, source: Path):
     """The plan that `build_engine` writes, in TensorRT."""
     from tasks.serving import build_engine
 
-    trt = build_engine.import_tensorrt()
+    trt = build_engine.import_tensorrt(config.serving.tensorrt_package)
     with tempfile.TemporaryDirectory() as place:
         file = exported(config, source, Path(place))
         build_engine.build_plan(config, file, Path(place) / "model.plan")

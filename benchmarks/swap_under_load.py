@@ -12,7 +12,6 @@ failed or met a version that was not in service, a flawed version came into serv
 import argparse
 import json
 import multiprocessing
-import os
 import shutil
 import sys
 import tempfile
@@ -24,23 +23,17 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import polars as pl
 import psutil
 from tritonclient.grpc import InferenceServerClient
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import json_line  # noqa: E402
-from tasks import config as configuration  # noqa: E402
+from benchmarks import json_line, tiny_versions  # noqa: E402
 from tasks import files, integrity  # noqa: E402
-from tasks.data import sample  # noqa: E402
 from tasks.errors import StepFailed  # noqa: E402
-from tasks.labels import LABELS  # noqa: E402
 from tasks.promotion import registry  # noqa: E402
-from tasks.run import find  # noqa: E402
-from tasks.serving import build_engine, client, export_onnx, repository, stage, swap, triton  # noqa: E402
-from tasks.training import base_model, checkpoint, model  # noqa: E402
+from tasks.serving import build_engine, client, repository, swap, triton  # noqa: E402
 
 VERSIONS = (1, 2, 3, 4)
 FLAWED_EVERY = 5
@@ -55,7 +48,9 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=8)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        config = configure(Path(place))
+        config = tiny_versions.configure(
+            Path(place), f"serving.load_timeout_s={LOAD_TIMEOUT_S}", "serving.keep_previous_loaded=true"
+        )
         store = make_versions(config)
         found = measure(config, store, arguments.swaps, arguments.clients)
     for name, value, unit in found:
@@ -65,77 +60,18 @@ def main() -> int:
     return int(any(values[name] for name in wrong))
 
 
-def configure(workspace: Path):
-    """The demo's configuration in a workspace of its own; random weights are held against no limit of the gate."""
-    overrides = [
-        "profile=demo",
-        f"workspace={workspace}",
-        f"mlflow.tracking_uri=sqlite:///{workspace}/mlflow.db",
-        f"serving.load_timeout_s={LOAD_TIMEOUT_S}",
-        "serving.keep_previous_loaded=true",
-        *("gate.toxic.min=0", "gate.types.min=0", "gate.latency.max_ratio=1000"),
-        "gate.override_reason=random weights",
-    ]
-    os.chdir(ROOT)
-    return configuration.load(overrides)
-
-
 # Versions -------------------------------------------------------------------------------------------------------------
 
 
 def make_versions(config) -> Path:
     """A repository beside the live one that holds every version as it is installed."""
-    registry.ensure_model(config)
-    write_test_split(config)
+    tiny_versions.prepare(config)
     store = config.workspace / "store"
     for version in VERSIONS:
-        run = find(config.workspace, f"run-{version}")
-        make_checkpoint(config, run, version)
-        run.save("register", {"version": version})
-        for step in (export_onnx, build_engine, stage):
-            run.save(step.__name__.rpartition(".")[2], step.run(config, run))
+        run = tiny_versions.staged(config, version)
         _, engine = build_engine.of_run(config, run)
         repository.install(engine, store, version, golden=run.result("stage")["golden"])
     return store
-
-
-def write_test_split(config) -> None:
-    generator = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as raw:
-        sample.write(Path(raw), 500, 500, label_noise=0.0, seed=0)
-        texts = pl.read_csv(Path(raw) / sample.JIGSAW_FILE)["comment_text"].head(200).to_list()
-    labels = {name: pl.Series(generator.integers(0, 2, len(texts)), dtype=pl.Int8) for name in LABELS}
-    file = config.workspace / "data" / "processed" / "test.parquet"
-    file.parent.mkdir(parents=True)
-    pl.DataFrame({"id": [str(i) for i in range(len(texts))], "text": texts, **labels}).write_parquet(file)
-
-
-def make_checkpoint(config, run, version: int) -> None:
-    """A folder like models/finetuned/final, of a model of the demo's sizes with random weights."""
-    import torch
-    from transformers import Qwen2Config, Qwen2ForSequenceClassification
-
-    folder = checkpoint.final(config)
-    shutil.rmtree(folder, ignore_errors=True)
-    tokenizer = base_model.make_tokenizer(config.model.architecture.vocab_size, seed=version)
-    tokenizer.save_pretrained(folder / "merged")
-    torch.manual_seed(version)
-    sizes = Qwen2Config(
-        **config.model.architecture.model_dump(),
-        num_labels=len(LABELS),
-        pad_token_id=tokenizer.pad_token_id,
-        initializer_range=0.2,  # so that answers differ from message to message
-    )
-    Qwen2ForSequenceClassification(sizes).save_pretrained(folder / "merged")
-    files.write_json(folder / "adapter" / "adapter_config.json", {"version": version})
-    files.write_json(folder / "training.json", {"run_id": run.id, "max_length": config.model.max_length})
-    texts = export_onnx.test_messages(config)
-    logits = model.logits(*model.load_merged(folder), texts, config.model.max_length)
-    thresholds = 1 / (1 + np.exp(-np.median(logits, axis=0)))
-    files.write_json(folder / "thresholds.json", dict(zip(LABELS, thresholds.astype(float).tolist())))
-    tags = {"run_id": run.id, "checkpoint_sha256": checkpoint.content_hash(folder)}
-    name = config.mlflow.registered_model
-    registry.client(config).create_model_version(name, f"file:{config.workspace}", tags=tags)
 
 
 # Flaws ----------------------------------------------------------------------------------------------------------------

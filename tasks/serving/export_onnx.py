@@ -158,6 +158,8 @@ def served_model(network, thresholds: np.ndarray, version: int):
     bool decisions [B, 6] and the version, int64 [B, 1].
 
     The mask only says where a message ends: with causal attention and padding on the right, no token sees padding.
+    ONNX Runtime refuses ids outside the vocabulary; TensorRT would read other memory than the embedding's, so in the
+    graph that is made for it they count as the nearest id inside.
     """
     import torch
 
@@ -170,11 +172,13 @@ def served_model(network, thresholds: np.ndarray, version: int):
 
         def forward(self, input_ids, attention_mask):
             batch, length = input_ids.shape
+            if network.dtype == torch.bfloat16:
+                input_ids = input_ids.clamp(0, network.config.vocab_size - 1)
             forbidden = torch.full((length, length), torch.finfo(self.head.dtype).min, dtype=self.head.dtype).triu(1)
             hidden = self.backbone(
                 input_ids, attention_mask={"full_attention": forbidden[None, None]}, use_cache=False
             ).last_hidden_state
-            last = (attention_mask * torch.arange(length)).amax(dim=1)
+            last = ((attention_mask > 0) * torch.arange(length)).amax(dim=1)  # whatever the mask holds, inside
             pooled = hidden[torch.arange(batch), last]
             logits = torch.nn.functional.linear(pooled.float(), self.head.float())
             return logits, logits >= self.thresholds, self.version.expand(batch, 1)

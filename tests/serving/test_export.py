@@ -9,8 +9,7 @@ from serving_parts import MAX_LENGTH, ROOT, VERSIONS, load_config, messages, run
 from tasks import files
 from tasks.errors import StepFailed, UsageError
 from tasks.serving import build_engine, export_onnx, triton
-from tasks.training import checkpoint
-from tasks.training.model import load_tokenizer
+from tasks.training import checkpoint, model
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def test_a_message_is_answered_the_same_alone_and_padded_in_a_batch(exported, tr
     alone, decided = export_onnx.classify(one_by_one, exported, trained, messages())
     ids = np.full((len(messages()), 128), 599)  # what stands in the padding does not matter
     mask = np.zeros_like(ids)
-    tokenizer = load_tokenizer(str(trained / "merged"))
+    tokenizer = model.load_tokenizer(str(trained / "merged"))
     for row, text in enumerate(messages()):
         tokens = tokenizer(text, truncation=True, max_length=MAX_LENGTH)["input_ids"]
         ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
@@ -122,6 +121,22 @@ def test_bfloat16_weights_are_exported_and_compared(trained, bring, tmp_path):
     assert result["dtype"] == "bfloat16" and result["parity"]["float32"]["equal"] == 1.0
     with pytest.raises(UsageError, match="bfloat16.*serving=onnx"):
         triton.install_by_hand(load_config(tmp_path), tmp_path, tmp_path / "models")
+
+
+def test_for_tensorrt_no_input_leads_outside_the_embeddings_or_the_message(trained, bring, tmp_path):
+    bring(1)
+    config = load_config(tmp_path, "serving.dtype=bfloat16")
+    export_onnx.export(config, trained, 1, tmp_path / "model.onnx", messages()[:2])
+    session = export_onnx.open_session(export_onnx.in_float32(tmp_path / "model.onnx", tmp_path))
+    last = model.load_merged(trained)[0].config.vocab_size - 1
+
+    def logits(ids, mask):
+        return session.run(["logits"], {"input_ids": np.array([ids]), "attention_mask": np.array([mask])})[0]
+
+    expected = logits([3, 0, last, last], [1, 1, 1, 0])
+    for most in (2**31, 2**62):
+        np.testing.assert_array_equal(logits([3, -most, last + 1, most], [1, 1, 1, 0]), expected)
+        np.testing.assert_array_equal(logits([3, 0, last, last], [most, 1, most, -most]), expected)
 
 
 def test_by_hand_only_a_checkpoint_is_exported(tmp_path):

@@ -103,7 +103,10 @@ def damage_model(folder):
 
 
 def break_warm_up(folder):
-    add(folder / "model.py", "def broken(self, buckets):\n    raise MemoryError\n\n\nTritonPythonModel.warm_up = broken\n")
+    add(
+        folder / "model.py",
+        "def broken(self, buckets):\n    raise MemoryError\n\n\nTritonPythonModel.warm_up = broken\n",
+    )
 
 
 def break_tokenizer(folder):
