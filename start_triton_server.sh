@@ -19,7 +19,7 @@ if nvidia-smi -L >/dev/null 2>&1 && docker info >/dev/null 2>&1; then
   # On the host's network the ports and addresses are those of the configuration, as without a container.
   exec docker run --rm --init --gpus all --network host --shm-size 1g --user "$(id -u):$(id -g)" --env HOME=/tmp \
     --volume "$workspace:/workspace" --volume "$PWD/triton_model_repository:/app/triton_model_repository:ro" \
-    "$image" python "${serve[@]}" "$@"
+    "$image" python "${serve[@]}" serving.triton_env=null "$@"
 fi
 
 python=.venv/tasks/bin/python

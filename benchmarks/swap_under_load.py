@@ -81,6 +81,7 @@ def truncated_file(models: Path, version: int) -> None:
     file = repository.folder(models, repository.CLASSIFIER, version) / "model.onnx"
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
+    record_as_installed(file)
 
 
 def wrong_answers(models: Path, version: int) -> None:
@@ -100,10 +101,14 @@ FLAWS = (truncated_file, wrong_answers, exception, slow_start)
 
 
 def append(models: Path, part: str, version: int, code: str) -> None:
-    """Adds to a part's code, and records it as installed: a part does not load code of another hash."""
-    folder = repository.folder(models, part, version)
-    file, record = folder / "model.py", folder / integrity.RECORD
+    file = repository.folder(models, part, version) / "model.py"
     file.write_text(f"{file.read_text()}\n\n{code}")
+    record_as_installed(file)
+
+
+def record_as_installed(file: Path) -> None:
+    """So that it does its harm: a part does not load a file of another hash."""
+    record = file.with_name(integrity.RECORD)
     files.write_json(record, {**files.read_json(record), file.name: integrity.sha256(file)})
 
 

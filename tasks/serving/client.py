@@ -7,6 +7,7 @@ Of this project's dependencies it needs tritonclient[grpc] and tenacity alone.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypedDict
@@ -139,8 +140,8 @@ def ask(connection: InferenceServerClient, texts: list[str], timeout_s: float = 
 
 
 def encode(text: str) -> bytes:
-    """UTF-8. A lone surrogate has no bytes of its own; the cleaning would drop it too."""
-    return text.encode("utf-8", errors="replace")
+    """UTF-8. A lone surrogate has no bytes of its own: it becomes a space, as the cleaning makes of it."""
+    return re.sub("[\ud800-\udfff]", " ", text).encode()
 
 
 def batches(texts: list[str], size: int) -> Iterator[list[str]]:

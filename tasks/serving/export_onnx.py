@@ -149,17 +149,19 @@ def export(config: Config, source: Path, version: int, file: Path, messages: lis
     }
     network = network.to("cpu", dtype)
     network.set_attn_implementation("eager")
-    write_onnx(config, served_model(network, thresholds, version), settings, file)
+    served = served_model(network, thresholds, version, clamped=config.serving.engine == "tensorrt")
+    write_onnx(config, served, settings, file)
     return settings, references
 
 
-def served_model(network, thresholds: np.ndarray, version: int):
+def served_model(network, thresholds: np.ndarray, version: int, clamped: bool):
     """The classifier as it is served: `forward(input_ids, attention_mask)`, int64 [B, T], gives float logits [B, 6],
     bool decisions [B, 6] and the version, int64 [B, 1].
 
     The mask only says where a message ends: with causal attention and padding on the right, no token sees padding.
-    ONNX Runtime refuses ids outside the vocabulary; TensorRT would read other memory than the embedding's, so in the
-    graph that is made for it they count as the nearest id inside.
+    Args:
+        clamped: ids outside the vocabulary count as the nearest id inside. ONNX Runtime refuses them; TensorRT would
+            read other memory than the embedding's.
     """
     import torch
 
@@ -172,7 +174,7 @@ def served_model(network, thresholds: np.ndarray, version: int):
 
         def forward(self, input_ids, attention_mask):
             batch, length = input_ids.shape
-            if network.dtype == torch.bfloat16:
+            if clamped:
                 input_ids = input_ids.clamp(0, network.config.vocab_size - 1)
             forbidden = torch.full((length, length), torch.finfo(self.head.dtype).min, dtype=self.head.dtype).triu(1)
             hidden = self.backbone(

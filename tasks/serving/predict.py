@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from tasks import files, step
-from tasks.config import Config
 from tasks.errors import StepFailed, UsageError
 from tasks.labels import answer
 from tasks.text import clean
@@ -33,7 +32,7 @@ def run(overrides, text, input_file, output_file, checkpoint_folder, url, config
     _, config, _ = step.open_run("predict", list(overrides), config_path, config_name)
     texts = [text] if text is not None else read_lines(Path(input_file))
     if url is not None:
-        found = answers_from(url, config, texts)
+        found = answers_from(url, texts)
     else:
         found = answers_of(checkpoint.require(Path(checkpoint_folder or checkpoint.final(config))), texts)
     answers = [{"text": message, **answer} for message, answer in zip(texts, found)]
@@ -52,11 +51,11 @@ def read_lines(file: Path) -> list[str]:
         raise UsageError(f"--input-file={file} can't be read as UTF-8 text: {error}") from None
 
 
-def answers_from(url: str, config: Config, texts: list[str]) -> list[dict]:
+def answers_from(url: str, texts: list[str]) -> list[dict]:
     from tasks.serving.client import ServingError, ToxicClient
 
     try:
-        with ToxicClient(url, batch_size=config.serving.max_batch_size) as client:
+        with ToxicClient(url) as client:
             return client.classify(texts)
     except ServingError as error:
         raise StepFailed(f"--url={url}: {error.message()}") from None

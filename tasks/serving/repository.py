@@ -47,6 +47,28 @@ def as_built(config: Config, repository: Path, version: int) -> Config:
     return config.model_copy(update={"serving": config.serving.model_copy(update=built)})
 
 
+def for_both(config: Config, repository: Path, old: int | None, new: int) -> Config:
+    """The new version's configuration, with batches that both versions take while both are loaded.
+
+    Where a part takes less than the ensemble of the version in service, the server lets go of that ensemble.
+
+    Raises:
+        StepFailed: they were built for different engines, or with other sizes of TensorRT's: no configuration has both.
+    """
+    if old in (None, new) or old not in installed(repository):
+        return config
+    before, after = as_built(config, repository, old).serving, config.serving
+    fixed = ["engine"] if after.engine == before.engine == "onnx" else ["engine", "max_batch_size", "buckets"]
+    if differing := [name for name in fixed if getattr(before, name) != getattr(after, name)]:
+        built, serves = (", ".join(f"{name}={getattr(of, name)}" for name in differing) for of in (after, before))
+        raise StepFailed(
+            f"version {new} was built with {built}, version {old} in service with {serves}: a server can't have both "
+            f"loaded. Build it alike, or stop the servers, remove {repository}, start them and swap again"
+        )
+    size = max(before.max_batch_size, after.max_batch_size)
+    return config.model_copy(update={"serving": after.model_copy(update={"max_batch_size": size})})
+
+
 def part_config(config: Config, part: str, versions: list[int]):
     """The model configuration (protobuf) of a part that serves these versions; without any, of none in particular."""
     gpu = part == CLASSIFIER and config.serving.engine == "tensorrt"
@@ -90,6 +112,16 @@ def text_config(config: Config, version: int | None, name: str = TEXT):
     for step in parsed.ensemble_scheduling.step:
         step.model_version = version or -1
     return parsed
+
+
+def keep_only(repository: Path, versions: set[int]) -> None:
+    """Leaves other versions out of what a server that starts on this repository loads."""
+    for part in PARTS:
+        parsed = read(config_file(repository, part))
+        named = parsed.version_policy.specific.versions
+        if set(named) - versions:
+            named[:] = [version for version in named if version in versions]
+            write(repository, parsed)
 
 
 def read(file: Path):
@@ -140,7 +172,7 @@ def install(engine: Path, repository: Path, version: int, parts=PARTS, golden: l
     recorded = files.read_json(engine / "engine.json")["files"]
     code = {
         TOKENIZER: [TEMPLATES / TOKENIZER / "1" / "model.py", CODE / "text.py", CODE / "integrity.py"],
-        CLASSIFIER: [] if is_plan else [TEMPLATES / CLASSIFIER / "1" / "model.py"],
+        CLASSIFIER: [] if is_plan else [TEMPLATES / CLASSIFIER / "1" / "model.py", CODE / "integrity.py"],
         LABELS: [TEMPLATES / LABELS / "1" / "model.py", CODE / "labels.py", CODE / "integrity.py"],
     }
     model = {

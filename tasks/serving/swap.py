@@ -39,6 +39,8 @@ def run(config: Config, run: Run) -> dict:
         finish_or_undo(config, servers)
         champion = registry.alias(config, "champion")
         if champion == version and repository.served(repository.live(config)) == version:
+            for server in servers.values():
+                serve_again(config, server, version)
             log.info("version %d is in service already", version)
             remove_builds(config.workspace, run.id)
             return {"served_version": version, "previous_version": registry.alias(config, "previous")}
@@ -59,6 +61,22 @@ def run(config: Config, run: Run) -> dict:
         seconds = replace(config, servers, still_mine, version, **change)
     remove_builds(config.workspace, run.id)  # the live repository has all that is needed now
     return {"served_version": version, "previous_version": champion, "swap_seconds": seconds}
+
+
+def serve_again(config: Config, server, version: int) -> None:
+    """Loads the version in service where a server has lost it, and sees it answer. Raises StepFailed where it fails."""
+    from tritonclient.utils import InferenceServerException
+
+    try:
+        if not (has_loaded(server, version) and server.is_model_ready(repository.TEXT, client_timeout=60)):
+            log.warning("a server does not serve version %d, loading it again", version)
+            server.load_model(repository.TEXT, client_timeout=config.serving.load_timeout_s)
+        confirm(config, server, version, repository.TEXT)
+    except InferenceServerException as error:
+        raise StepFailed(
+            f"version {version} is in service, but a server does not load it: {error.message()}: its log says more; "
+            "start it again, or put another version into service"
+        ) from None
 
 
 def going_forward(config: Config, champion: int | None, version: int) -> dict:
@@ -165,14 +183,16 @@ def replace(
     started = time.monotonic()
     if hold:  # first: one that a killed rollback leaves behind only asks for a person, one that it lacks asks nobody
         registry.set_hold(config, hold)
-    config = repository.as_built(config, repository.live(config), version)
+    live = repository.live(config)
+    config = repository.as_built(config, live, version)
     try:
+        beside = repository.for_both(config, live, repository.served(live), version)
         journal = begin(config, servers, version, aliases, tags, hold)
     except Exception as error:
         raise StepFailed(f"version {version} is not put into service, nothing is changed yet: {error}") from error
     try:
         for server in servers.values():
-            load_beside(config, server, journal)
+            load_beside(beside, server, journal)
             try_out(config, server, version)
         switch(config, servers, still_mine, version)
         still_mine()
@@ -182,6 +202,7 @@ def replace(
     except BaseException as error:
         reason = " ".join(str(error).split())
         log.error("version %d is not put into service: %s", version, reason)
+        require_still_mine(still_mine)
         undo(config, servers, journal, reason or type(error).__name__)
         if not isinstance(error, Exception):
             raise
@@ -196,6 +217,16 @@ def replace(
             + " ".join(str(error).split())
         ) from error
     return round(time.monotonic() - started, 3)
+
+
+def require_still_mine(still_mine) -> None:
+    """Raises LeaseLost where another changes what serves by now; where the registry does not answer, nobody does."""
+    try:
+        still_mine()
+    except registry.LeaseLost:
+        raise
+    except Exception as error:
+        log.warning("whether the lease is still held is not known: %s", error)
 
 
 def begin(config: Config, servers: dict, version: int, aliases: dict, tags: dict, hold: str | None) -> dict:
@@ -251,6 +282,9 @@ def load_beside(config: Config, server, journal: dict) -> None:
     """Loads the new version's parts while the old one goes on serving.
 
     Each is written down as soon as it has loaded: with an ensemble a server reads its parts' configurations again.
+
+    Args:
+        config: what serves both, from repository.for_both.
     """
     for part in repository.PARTS:
         wanted = repository.part_config(config, part, versions_during(journal))
@@ -300,7 +334,8 @@ def as_expected(found: dict, message: dict, version: int) -> bool:
     if not well_formed(found) or found["version"] != version:
         return False
     expected, either_way = message["answer"], message.get("near_threshold", False)
-    if found["labels"] != expected["labels"] and not either_way:
+    decided = (found["toxic"], found["labels"])
+    if decided != (expected["toxic"], expected["labels"]) and not either_way:
         return False
     return all(abs(found["scores"][name] - score) <= SCORE_TOLERANCE for name, score in expected["scores"].items())
 

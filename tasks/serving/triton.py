@@ -48,9 +48,26 @@ def serve(config: Config) -> None:
     log.info("serving %s", f"version {version}" if version else "no version yet: `python commands.py swap` brings one")
     if version:
         say_whether_it_fits(repository.folder(models, repository.CLASSIFIER, version))
+        leave_out_what_may_not_load(config, models, version)
     ports = (config.serving.http_port, config.serving.grpc_port, config.serving.metrics_port)
     # A champion that no longer loads must not keep the server from starting: the next swap repairs it.
     become(config, models, ports, [repository.TEXT] if version else [], "--exit-on-error=false")
+
+
+def leave_out_what_may_not_load(config: Config, models: Path, version: int) -> None:
+    """The version before stays loaded for a quick way back, but where it does not load the server loads none of both.
+
+    On a GPU, memory may be another's by now. In the middle of a swap nothing is changed: the next one finishes it.
+    """
+    if (config.workspace / "triton" / "swap.json").exists():
+        return
+    sound = {version}
+    if config.serving.engine != "tensorrt":
+        for other in repository.installed(models):
+            with suppress(StepFailed):
+                repository.verify(models, other)
+                sound.add(other)
+    repository.keep_only(models, sound)
 
 
 def say_whether_it_fits(classifier: Path) -> None:

@@ -197,10 +197,11 @@ def test_with_docker_and_a_gpu_the_image_is_started(checkout):
     built, started = checkout("serving.http_port=9000")
     assert built == "docker build --tag toxic-triton --file docker/triton.Dockerfile ."
     assert started.startswith("docker run --rm --init --gpus all") and f"{checkout.folder}/ws:/workspace" in started
-    assert started.endswith("toxic-triton python -m tasks.serving.triton --by-hand profile=gpu serving.http_port=9000")
+    serve = "toxic-triton python -m tasks.serving.triton --by-hand serving.triton_env=null"
+    assert started.endswith(f"{serve} profile=gpu serving.http_port=9000")
     (checkout.folder / "bin" / "docker.built").touch()
     (started,) = checkout("profile=demo")
-    assert started.endswith("--by-hand profile=demo")
+    assert started.endswith(f"{serve} profile=demo")
 
 
 @pytest.mark.parametrize("missing", ["nvidia-smi", "docker"])

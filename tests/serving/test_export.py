@@ -125,7 +125,7 @@ def test_bfloat16_weights_are_exported_and_compared(trained, bring, tmp_path):
 
 def test_for_tensorrt_no_input_leads_outside_the_embeddings_or_the_message(trained, bring, tmp_path):
     bring(1)
-    config = load_config(tmp_path, "serving.dtype=bfloat16")
+    config = load_config(tmp_path, "serving=tensorrt")
     export_onnx.export(config, trained, 1, tmp_path / "model.onnx", messages()[:2])
     session = export_onnx.open_session(export_onnx.in_float32(tmp_path / "model.onnx", tmp_path))
     last = model.load_merged(trained)[0].config.vocab_size - 1

@@ -149,6 +149,20 @@ def test_the_version_before_stays_loaded_where_memory_allows_and_a_rollback_load
     assert ready(config) == [3]
 
 
+def test_a_fault_in_the_version_before_does_not_keep_the_one_in_service_from_starting(config, live, bring):
+    both = changed(config, keep_previous_loaded=True)
+    put_in_service(both, bring, 1)
+    put_in_service(both, bring, 2)
+    assert ready(config) == [1, 2]
+    live.kill()
+    tokenizer = repository.folder(repository.live(config), repository.TOKENIZER, 1) / "tokenizer.json"
+    content = tokenizer.read_text()
+    tokenizer.unlink()  # it is a link to the engine's
+    tokenizer.write_text(content + " ")
+    live.start("/v2/models/toxic_text/ready")
+    assert ready(config) == [2] and versions([config]) == [2]
+
+
 def live_models(live) -> set[int]:
     """The processes that the server has started for its models."""
     import psutil

@@ -1,6 +1,7 @@
 import json
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 from serving_parts import answer, ready, run_of
@@ -110,21 +111,28 @@ def break_warm_up(folder):
 
 
 def break_tokenizer(folder):
-    """As a fault of the code would: it loads, recorded as installed, and fails at what it is asked."""
     file = repository.folder(folder.parents[1], repository.TOKENIZER, int(folder.name)) / "model.py"
     add(file, "def broken(self, requests):\n    raise RuntimeError\n\n\nTritonPythonModel.execute = broken\n")
-    record = file.with_name(integrity.RECORD)
-    files.write_json(record, {**files.read_json(record), file.name: integrity.sha256(file)})
 
 
 def add(file, code):
+    """A fault of the code, recorded as installed: else it would not load at all."""
     file.write_text(f"{file.read_text()}\n\n{code}")
+    record = file.with_name(integrity.RECORD)
+    files.write_json(record, {**files.read_json(record), file.name: integrity.sha256(file)})
 
 
 def change_golden(folder):
     golden = files.read_json(folder / "golden.json")
     for message in golden:
         message["answer"]["labels"] = [] if message["answer"]["labels"] else ["threat"]
+    files.write_json(folder / "golden.json", golden)
+
+
+def change_toxic(folder):
+    golden = files.read_json(folder / "golden.json")
+    for message in golden:
+        message["answer"]["toxic"] = not message["answer"]["toxic"]
     files.write_json(folder / "golden.json", golden)
 
 
@@ -154,10 +162,11 @@ def test_a_broken_version_leaves_the_old_one_in_service(config, live, promote, m
     promote(1)
     before = answer(config)
     for harm, complaint in (
-        (damage_model, "load failed"),
+        (damage_model, "load failed.*SHA-256"),
         (break_warm_up, "load failed.*MemoryError"),
         (break_tokenizer, "RuntimeError"),
         (change_golden, "in stage it was"),
+        (change_toxic, "in stage it was"),
     ):
         with monkeypatch.context() as patched, Clients(live) as clients:
             patched.setattr(swap, "install", harmed(harm))
@@ -171,6 +180,74 @@ def test_a_broken_version_leaves_the_old_one_in_service(config, live, promote, m
         assert "verdict" not in registry.tags(config, 2)
         assert repository.served(repository.live(config)) == 1 and not swap.journal_file(config).exists()
     assert promote(2)["served_version"] == 2  # the same version, unharmed
+
+
+def smaller_batches(folder):
+    files.write_json(folder / "engine.json", {**files.read_json(folder / "engine.json"), "max_batch_size": 8})
+
+
+def test_versions_with_other_batch_sizes_take_each_others_place(config, live, promote, monkeypatch):
+    """Parts that take less than the ensemble in service would have the server let go of it."""
+    promote(1)
+
+    def batch_size():
+        with InferenceServerClient(config.serving.url) as server:
+            return server.get_model_config(repository.TEXT).config.max_batch_size
+
+    before = batch_size()
+    with monkeypatch.context() as patched, Clients(live) as clients:
+        patched.setattr(swap, "install", harmed(smaller_batches))
+        promote(2)
+        assert batch_size() == 8 and ready(config) == [2]
+        patched.setattr(swap, "install", harmed(change_golden))
+        with pytest.raises(StepFailed, match="2 serves as before"):
+            promote(3)
+        assert batch_size() == 8 and ready(config) == [2]
+        patched.undo()
+        promote(3)
+    assert batch_size() == before and ready(config) == [3] and clients.failures == []
+
+
+def test_engines_that_no_server_has_both_of_are_refused_before_anything_is_touched(config, live, promote, monkeypatch):
+    promote(1)
+
+    def for_tensorrt(folder):
+        files.write_json(folder / "engine.json", {**files.read_json(folder / "engine.json"), "engine": "tensorrt"})
+
+    monkeypatch.setattr(swap, "install", harmed(for_tensorrt))
+    with pytest.raises(StepFailed, match="nothing is changed yet: .*engine=tensorrt, version 1 .* engine=onnx.*alike"):
+        promote(2)
+    assert answer(config)["version"] == 1 and not swap.journal_file(config).exists()
+
+
+def test_who_has_lost_the_lease_undoes_nothing(config, live, promote, monkeypatch):
+    promote(1)
+
+    @contextmanager
+    def lease_that_goes(*arguments):
+        def still_mine():
+            raise registry.LeaseLost("another has it")
+
+        yield still_mine
+
+    def fails(*arguments):
+        raise StepFailed("it does not load")
+
+    monkeypatch.setattr(registry, "lease", lease_that_goes)
+    monkeypatch.setattr(swap, "load_beside", fails)
+    with pytest.raises(registry.LeaseLost):
+        promote(2)
+    assert swap.journal_file(config).exists()
+
+
+def test_a_server_that_has_lost_the_version_in_service_gets_it_back(config, live, promote):
+    promote(1)
+    with InferenceServerClient(config.serving.url) as server:
+        server.unload_model(repository.TEXT, unload_dependents=True)
+    while live.answers("/v2/models/toxic_text/ready"):
+        time.sleep(0.1)
+    assert promote(1)["served_version"] == 1
+    assert answer(config)["version"] == 1 and ready(config) == [1]
 
 
 def test_a_registry_that_fails_after_the_switch_brings_the_old_version_back(config, live, promote, monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
+from integrity import changed
 
 INPUTS = ("input_ids", "attention_mask")
 OUTPUTS = ("logits", "decisions", "model_version")
@@ -16,6 +17,8 @@ OUTPUTS = ("logits", "decisions", "model_version")
 class TritonPythonModel:
     def initialize(self, args):
         folder = Path(args["model_repository"]) / args["model_version"]
+        if complaint := changed(folder):
+            raise pb_utils.TritonModelException(complaint)
         file = folder / "model.onnx"
         if not file.is_file():
             raise pb_utils.TritonModelException(f"{file} does not exist: `python commands.py export_onnx` writes one")

@@ -23,6 +23,7 @@ class TritonPythonModel:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(settings["max_length"])
+        self.tokenizer.encode_batch_fast(["the first message takes longer than those that follow"])
 
     def execute(self, requests):
         """All messages of the joined requests are encoded at once; each request is padded by itself."""
