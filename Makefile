@@ -39,7 +39,8 @@ demo: envs ## retrain once through Airflow and serve the result; FORCE=1 again, 
 
 down: ## stop what `make demo` or `make up` left running; data stays
 	@[ ! -x $(TASKS) ] || $(TASKS) -m local.services down
-	@if [ -f .env ] || [ -n "$${COMPOSE_PROFILES:-}" ]; then $(COMPOSE) down; fi
+	@if [ -f .env ] || [ -n "$${COMPOSE_PROFILES:-}" ]; then $(COMPOSE) down; \
+		docker/end_steps.sh "$$(docker compose config | sed -n 's/^name: //p')-workspace"; fi
 
 status: ## what of it is running, and where
 	@[ ! -x $(TASKS) ] || $(TASKS) -m local.services status
@@ -64,7 +65,9 @@ BACKUPS ?= backups
 
 secrets: ## the stack's passwords, those that are missing; PROFILE=cpu or gpu writes .env too, NAMES="…" makes these anew
 	@docker/secrets.sh "$(TOXIC_SECRETS)" $(NAMES)
-	@[ -z "$(PROFILE)" ] || cp docker/$(PROFILE).env .env
+	@[ -z "$(PROFILE)" ] || [ -e .env ] || cp docker/$(PROFILE).env .env
+	@[ -z "$(PROFILE)" ] || grep -qx "COMPOSE_PROFILES=$(PROFILE)" .env || \
+		{ echo ".env is there and has another profile than $(PROFILE): change it by hand, or move it away" >&2; exit 2; }
 
 up: ## build what has changed, start the stack and wait until all of it answers
 	@$(COMPOSE) build
@@ -77,6 +80,7 @@ backup: ## PostgreSQL and the workspace of the stack into a folder of BACKUPS (b
 	@docker/backup.sh "$(BACKUPS)"
 
 restore: ## put BACKUP=FOLDER in the place of what the stack has
+	@$(COMPOSE) build
 	@docker/restore.sh "$(BACKUP)"
 
 envs: .venv/tasks/.done .venv/airflow/.done .venv/triton/.done

@@ -264,6 +264,7 @@ class DockerStep(DockerOperator):
             ],
             network_mode=os.environ.get("TOXIC_DOCKER_NETWORK"),
             mem_limit=os.environ.get("TOXIC_STEP_MEMORY"),
+            cpus=0.5,  # Docker's weight, not a limit: where cores are short, what serves has twice as much
             log_opts_max_size="10m",
             log_opts_max_file="3",
             auto_remove="force",
@@ -332,8 +333,10 @@ def a_gpu() -> Iterator[str]:
 
 
 def failure(exit_code: int, last_words: str) -> AirflowException:
-    """The exception for a step that ended with `exit_code`; its last line says why."""
+    """The exception for a step that ended with `exit_code`; its last line says why, unless it was killed."""
     kind = {SKIP: AirflowSkipException, BAD_USAGE: AirflowFailException}.get(exit_code, AirflowException)
+    if exit_code > 128 or exit_code < 0:
+        return kind(f"exit code {exit_code}: killed, most often for memory; its last line: {last_words or 'none'}")
     return kind(last_words or f"exit code {exit_code}")
 
 

@@ -5,18 +5,24 @@
 #
 # secrets/ is not in it: keep a copy elsewhere, the databases hold what its Fernet key has encrypted.
 set -euo pipefail
+umask 077 # it holds people's messages, and hashes of passwords
 mkdir -p "${1:?the folder of the backups}"
 folder=$(realpath "$1")/$(date --utc +%Y-%m-%dT%H-%M-%S)
 cd "$(dirname "$0")/.."
 volume=$(docker compose config | sed -n 's/^name: //p')-workspace
 
-steps=$(docker ps --filter "label=toxic.workspace=$volume" --format '{{.Label "toxic.step"}}')
-if [ -n "$steps" ]; then
+require_no_step() {
+    local steps
+    steps=$(docker ps --all --filter "label=toxic.workspace=$volume" --format '{{.Label "toxic.step"}}')
+    [ -z "$steps" ] && return
     echo "a step is running ($steps): back up when its run is over, or mark the run failed in Airflow first" >&2
     exit 1
-fi
+}
+
+require_no_step
 docker compose stop airflow-scheduler # so that none starts meanwhile; what serves goes on
 trap 'docker compose start airflow-scheduler' EXIT
+require_no_step # one may have started while it stopped
 mkdir "$folder.part"
 for database in airflow mlflow; do
     docker compose exec -T postgres pg_dump --username=postgres --format=custom "$database" >"$folder.part/$database.dump"

@@ -1,4 +1,4 @@
-"""MLflow's users, with the passwords of the secrets: before every start of the server, so that a new secret holds.
+"""MLflow's tables, and its users with the passwords of the secrets: before every start of the server.
 
 `admin` may do everything; `steps`, by which the steps and the DAGs come, owns the registered models and what else it
 makes; `reviewer` may set the model's aliases and tags; whoever else gets an account may look (`default_permission`).
@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from mlflow.db import upgrade
 from mlflow.exceptions import MlflowException
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as SqlAlchemyRegistry
 
@@ -25,6 +26,7 @@ USERS = {  # and the secret that holds the password
 
 def main(configuration: Path) -> None:
     database = os.environ["MLFLOW_BACKEND_STORE_URI"]
+    upgrade.callback(database)  # the server refuses the tables of an older release
     write_configuration(configuration, database)
     from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore  # it reads the file when it is imported
 

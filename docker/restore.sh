@@ -10,7 +10,16 @@ for file in airflow.dump mlflow.dump workspace.tar; do
 done
 stack=$(docker compose config | sed -n 's/^name: //p')
 
+# What cannot be read is refused before anything is taken away.
+for database in airflow mlflow; do
+    docker compose run --rm -T --no-deps --entrypoint pg_restore postgres --list <"$backup/$database.dump" >/dev/null ||
+        { echo "$backup/$database.dump is no whole dump: name another backup" >&2 && exit 2; }
+done
+tar --list --file="$backup/workspace.tar" >/dev/null ||
+    { echo "$backup/workspace.tar is no whole archive: name another backup" >&2 && exit 2; }
+
 docker compose down
+docker/end_steps.sh "$stack-workspace"
 docker volume rm --force "${stack}_postgres" >/dev/null
 docker compose up --detach --wait --no-build postgres
 for database in airflow mlflow; do

@@ -8,6 +8,7 @@ folder=${1:?the folder of the secrets}
 shift
 umask 077
 mkdir -p "$folder"
+chmod 700 "$folder"
 
 random() { head -c "$1" /dev/urandom | base64 --wrap=0 | tr '+/' '-_' | tr -d '='; }
 

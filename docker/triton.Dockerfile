@@ -30,7 +30,7 @@ WORKDIR /app
 COPY docker/entrypoint.sh /usr/local/bin/with-secrets
 COPY docker/healthcheck.py /usr/local/bin/healthcheck
 COPY .dvc/config .dvc/config
-COPY commands.py ./
+COPY commands.py convert_to_tensorrt.sh ./
 COPY configs configs
 COPY expectations expectations
 COPY triton_model_repository triton_model_repository

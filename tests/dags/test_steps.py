@@ -238,6 +238,15 @@ def test_a_container_that_failed_says_why(docker, engine, raised, expected):
     assert type(caught.value) is expected
 
 
+def test_a_container_that_was_killed_says_so(docker, engine):
+    def kill(self, context):
+        raise DockerContainerFailedException("Docker container failed: {'StatusCode': 137}", logs=["step 40 of 160"])
+
+    engine(kill)
+    with pytest.raises(AirflowException, match="^exit code 137: killed, most often for memory; .*: step 40 of 160$"):
+        docker("train").execute(CONTEXT)
+
+
 def test_both_runners_take_the_same_steps(monkeypatch):
     for runner in ("process", "docker"):
         monkeypatch.setenv("TOXIC_RUNNER", runner)

@@ -1,7 +1,9 @@
 """The production stack as its people meet it, in the order of the file: start, retrain, refuse, break, lose."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import time
 
@@ -261,7 +263,7 @@ def test_a_forced_run_swaps_under_clients_without_a_failed_request(stack, swappe
 def test_a_killed_container_of_a_step_is_tried_again(stack, swapped):
     prepare = stack.tasks("second")["prepare"]
     assert (prepare["state"], prepare["try_number"]) == ("success", 2)
-    assert "137" in stack.log("second", "prepare", 1) or "exit code" in stack.log("second", "prepare", 1)
+    assert "exit code 137: killed" in stack.log("second", "prepare", 1)
     assert stack.steps() == {}
 
 
@@ -308,6 +310,11 @@ def test_a_killed_scheduler_leaves_no_orphan_and_its_run_ends_well(stack, swappe
 def test_a_backup_brings_back_both_the_databases_and_the_workspace(stack, swapped, tmp_path):
     backup = stack.run("make", "backup", f"BACKUPS={tmp_path}").stdout.splitlines()[-1]
     before = {run["dag_run_id"] for run in stack.airflow("viewer").get(f"{WEEKLY}/dagRuns").json()["dag_runs"]}
+    broken = shutil.copytree(backup, tmp_path / "broken")
+    archive = broken / "workspace.tar"
+    os.truncate(archive, archive.stat().st_size // 2)
+    refused = stack.run("make", "restore", f"BACKUP={broken}", check=False)
+    assert refused.returncode and "workspace.tar is no whole archive" in refused.stderr and stack.ask()["version"] == 2
     stack.compose("down", "--timeout=20")
     stack.run("docker", "volume", "rm", f"{stack.name}_postgres")
     for lost in stack.workspace.iterdir():
@@ -350,6 +357,16 @@ def test_new_secrets_hold_after_the_next_start(stack, swapped):
     assert httpx.post(stack.url("AIRFLOW_PORT", "/auth/token"), json=login).status_code == 401
     assert stack.airflow("viewer").get(WEEKLY).status_code == 200
     assert stack.ask()["version"] == 2
+
+
+def test_a_rollback_by_hand_is_one_command_and_so_is_the_end_of_its_hold(stack, swapped):
+    def command(*words: str) -> str:
+        return stack.compose("run", "--rm", "-T", "commands", "python", "commands.py", *words, "profile=demo").stdout
+
+    command("rollback", "--reason=tried in a test")
+    assert stack.ask()["version"] == 1
+    assert "version 2 was rolled back" in command("hold")
+    command("hold", "--clear", "--reason=tried in a test")
 
 
 def inspect(stack, what: str, form: str) -> str:
