@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 INPUTS = ("input_ids", "attention_mask")
 OUTPUTS = ("logits", "decisions", "model_version")
+DECISIONS = "torch.parquet"  # text, decision_<label>
 
 ONE_FILE_BYTES = 2**30  # protobuf ends at 2 GiB: larger models keep their weights in model.onnx.data
 
@@ -31,11 +32,11 @@ def exported(config: Config, run: Run) -> Path:
 
 
 def is_there(config: Config, run: Run) -> bool:
-    return exported(config, run).exists()
+    return (exported(config, run) / DECISIONS).exists()
 
 
 def run(config: Config, run: Run) -> dict:
-    """Writes models/exported/<run id>/: model.onnx (and its data), tokenizer.json, settings.json.
+    """Writes models/exported/<run id>/: model.onnx (and its data), tokenizer.json, settings.json, torch.parquet.
 
     Returns the version, the folder's SHA-256 and size, and the parity with torch.
 
@@ -58,6 +59,7 @@ def run(config: Config, run: Run) -> dict:
         settings, references = export(config, source, version, folder / "model.onnx", messages)
         shutil.copy2(source / "merged" / "tokenizer.json", folder)
         files.write_json(folder / "settings.json", settings)
+        write_decisions(folder / DECISIONS, messages, references[config.serving.dtype], checkpoint.thresholds(source))
         parity = compare(config, folder / "model.onnx", source, messages, references)
         require_parity(config, parity)
     return {
@@ -68,6 +70,17 @@ def run(config: Config, run: Run) -> dict:
         "bytes": sum(file.stat().st_size for file in target.glob("model.onnx*")),
         "parity": parity,
     }
+
+
+def write_decisions(file: Path, messages: list[str], logits: np.ndarray, thresholds: np.ndarray) -> None:
+    """What torch decides of the messages, for `stage` where the run that evaluated the version was another one."""
+    import polars as pl
+    from scipy.special import logit
+
+    decided = logits >= logit(thresholds)
+    pl.DataFrame(
+        {"text": messages, **{f"decision_{name}": decided[:, i] for i, name in enumerate(LABELS)}}
+    ).write_parquet(file)
 
 
 def export_by_hand(overrides, checkpoint_folder, output_path, config_path, config_name) -> dict:

@@ -17,7 +17,7 @@ from tasks.errors import StepFailed
 from tasks.labels import LABELS
 from tasks.promotion import gate, registry
 from tasks.run import Run
-from tasks.serving import build_engine, client, memory, repository, triton
+from tasks.serving import build_engine, client, export_onnx, memory, repository, triton
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def run(config: Config, run: Run) -> dict:
         "messages": len(test),
         "f1_toxic": metrics.f1_toxic(truth, decisions),
         "f1_types": metrics.f1_types(truth, decisions),
-        "parity": compare(run, test, decisions, near),
+        "parity": compare(config, run, test, decisions, near),
         "messages_per_second": len(test) / replay_s,
         **latency,
         **memory_figures,
@@ -168,15 +168,28 @@ def near_threshold(answers: list[dict], thresholds: np.ndarray, distance: float)
     return near | near[:, :1]
 
 
-def compare(run: Run, test: pl.DataFrame, decisions: np.ndarray, near: np.ndarray) -> dict | None:
-    """Agreement with the merged model's decisions in torch, which `evaluate` kept; None where it did not."""
-    file = run.folder / "predictions.parquet"
+def compare(config: Config, run: Run, test: pl.DataFrame, decisions: np.ndarray, near: np.ndarray) -> dict:
+    """Agreement with the merged model's decisions in torch: those of the whole split, which `evaluate` kept, or where
+    another run evaluated the version, those of the messages that `export_onnx` has compared.
+
+    Raises:
+        StepFailed: there are none, or none of those messages is in the test split.
+    """
+    file, key = run.folder / "predictions.parquet", "id"
     if not file.exists():
-        return None
-    columns = ["id", *(f"decision_{name}" for name in LABELS)]
-    kept = test.select("id").join(pl.read_parquet(file, columns=columns), on="id", how="left", maintain_order="left")
-    expected = metrics.answered(kept.select(columns[1:]).to_numpy())
-    return metrics.agreement(expected, decisions, near)
+        file, key = export_onnx.exported(config, run) / export_onnx.DECISIONS, "text"
+    if not file.exists():
+        raise StepFailed(
+            f"{file} does not exist, so nothing says what torch decides: run export_onnx and build_engine again"
+        )
+    columns = [f"decision_{name}" for name in LABELS]
+    kept = pl.read_parquet(file, columns=[key, *columns]).unique(key)
+    both = test.select(key).with_row_index("row").join(kept, on=key, how="inner", maintain_order="left")
+    if not len(both):
+        raise StepFailed(f"{file} has none of the test split's messages: run export_onnx and build_engine again")
+    rows = both["row"].to_numpy()
+    expected = metrics.answered(both.select(columns).to_numpy())
+    return metrics.agreement(expected, decisions[rows], near[rows])
 
 
 def golden(texts: list[str], answers: list[dict], near: np.ndarray) -> list[dict]:
@@ -215,7 +228,7 @@ def judge(config: Config, figures: dict, versions: set[int]) -> None:
                 "figure; what lies between them is export, engine and tokenizer"
             )
     parity = figures["parity"]
-    if parity and parity["equal"] < config.gate.parity.min_equal:
+    if parity["equal"] < config.gate.parity.min_equal:
         raise StepFailed(
             f"{parity['different']} served decisions differ from torch's, {parity['equal']:.4%} are equal; "
             f"gate.parity.min_equal is {config.gate.parity.min_equal:.2%}: check serving.dtype and the tokenizer"

@@ -15,7 +15,7 @@ from serving_parts import ROOT, answer, load_config, messages, run_of
 from tasks import files
 from tasks.errors import StepFailed, UsageError
 from tasks.promotion import registry
-from tasks.serving import memory, repository, stage, triton
+from tasks.serving import export_onnx, memory, repository, stage, triton
 
 
 def servers(workspace) -> list[int]:
@@ -71,6 +71,21 @@ def test_decisions_that_differ_from_torchs_stop_the_release(config, bring):
         run.folder / "predictions.parquet"
     )
     with pytest.raises(StepFailed, match="served decisions differ from torch's"):
+        stage.run(config, run)
+
+
+def test_a_release_is_compared_with_torch_too(config, bring):
+    """The run that evaluated the version was another one: export_onnx has kept what torch decides of its messages."""
+    run = bring(1)
+    (run.folder / "predictions.parquet").unlink()
+    assert stage.run(config, run)["parity"]["equal"] == 1.0
+    file = export_onnx.exported(config, run) / export_onnx.DECISIONS
+    decisions = pl.read_parquet(file)
+    decisions.with_columns(decision_toxic=~decisions["decision_toxic"]).write_parquet(file)
+    with pytest.raises(StepFailed, match="served decisions differ from torch's"):
+        stage.run(config, run)
+    file.unlink()
+    with pytest.raises(StepFailed, match="torch.parquet does not exist.*export_onnx"):
         stage.run(config, run)
 
 
