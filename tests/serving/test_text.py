@@ -160,9 +160,11 @@ NOT_READ = {
     "null": (BODY % ("[1, 1]", "[null]"), "non-string"),
     "fewer than the shape says": (BODY % ("[2, 1]", '["you"]'), "expected 2 string elements"),
     "more than the shape says": (BODY % ("[1, 1]", '["you", "are"]'), "unexpected number of string elements 2"),
-    "negative batch": (BODY % ("[-1, 1]", '["you"]'), "shape"),
+    "negative batch": (BODY % ("[-1, 1]", '["you"]'), "Unable to parse 'shape'"),
     "a shape beyond all numbers": (BODY % ("[9223372036854775807, 9223372036854775807]", '["you"]'), "shape"),
 }
+# The rest is refused by Triton's parser of JSON, which calls it an error of its own.
+REFUSED = ("expected 2 string elements", "unexpected number of string elements 2", "shape")
 
 
 @pytest.mark.parametrize("body", ANSWERED.values(), ids=ANSWERED)
@@ -173,7 +175,7 @@ def test_any_json_string_gets_an_answer(served, body):
 @pytest.mark.parametrize("body, complaint", NOT_READ.values(), ids=NOT_READ)
 def test_a_body_that_is_no_request_is_refused(served, body, complaint):
     found = post(served, body)
-    assert found.status_code in (400, 500) and complaint in found.json()["error"]
+    assert found.status_code == (400 if complaint in REFUSED else 500) and complaint in found.json()["error"]
     check(json.loads(post(served, ANSWERED["nested"]).raise_for_status().json()["outputs"][0]["data"][0]))
 
 
