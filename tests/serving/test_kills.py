@@ -1,7 +1,8 @@
 """A swap that is killed before any of its effects, and a Triton killed before any request that changes it.
 
 What changes something outside the process is an effect: a request to Triton, one to the registry, a file or folder
-made, renamed or removed. Where between two effects a process is killed makes no difference: so every line is covered.
+made, renamed or removed. Where between two effects a process is killed makes no difference. Not tried: a kill while
+Triton still loads, a first swap, several servers, and a rollback before its end.
 """
 
 import itertools
