@@ -114,6 +114,12 @@ def text_config(config: Config, version: int | None, name: str = TEXT):
     return parsed
 
 
+def loaded_at_start(repository: Path) -> set[int]:
+    """Versions that a server which starts on this repository loads."""
+    parsed = [read(config_file(repository, part)) for part in PARTS]
+    return {version for part in parsed for version in part.version_policy.specific.versions}
+
+
 def keep_only(repository: Path, versions: set[int]) -> None:
     """Leaves other versions out of what a server that starts on this repository loads."""
     for part in PARTS:

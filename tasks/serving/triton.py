@@ -59,11 +59,13 @@ def leave_out_what_may_not_load(config: Config, models: Path, version: int) -> N
 
     On a GPU, memory may be another's by now. In the middle of a swap nothing is changed: the next one finishes it.
     """
-    if (config.workspace / "triton" / "swap.json").exists():
+    from tasks.serving import swap
+
+    if swap.journal_file(config).exists():
         return
     sound = {version}
     if config.serving.engine != "tensorrt":
-        for other in repository.installed(models):
+        for other in repository.loaded_at_start(models) - sound:
             with suppress(StepFailed):
                 repository.verify(models, other)
                 sound.add(other)
