@@ -8,9 +8,11 @@ import pytest
 from serving_parts import (
     VERSIONS,
     Live,
+    changed,
     choose_thresholds,
     load_config,
     make_checkpoint,
+    put_in_service,
     run_of,
     torch_probabilities,
     write_data,
@@ -19,7 +21,7 @@ from serving_parts import (
 from tasks import run as runs
 from tasks.promotion import registry
 from tasks.run import Run
-from tasks.serving import build_engine, export_onnx, stage, swap, triton
+from tasks.serving import build_engine, export_onnx, stage, triton
 from tasks.training import checkpoint
 
 
@@ -103,11 +105,31 @@ def promote(config, bring):
     """Puts a staged version into service, as toxicity_weekly or toxicity_release does after the decision."""
 
     def version(number: int, release: bool = False) -> dict:
-        run = bring(number)
-        champion = registry.alias(config, "champion")
-        decided = {"champion": champion, "reviewer": "ann", "reason": "as agreed", "at": registry.now()}
-        run.save("decide", decided)
         released = config.release.model_copy(update={"version": number if release else None})
-        return swap.run(config.model_copy(update={"release": released}), run)
+        return put_in_service(config.model_copy(update={"release": released}), bring, number)
 
     return version
+
+
+@pytest.fixture
+def pair(config):
+    """Two servers' configurations; each means its own server by `url`."""
+    http, grpc, metrics = triton.free_ports(3)
+    other = changed(config, urls=[f"127.0.0.1:{grpc}"], http_port=http, grpc_port=grpc, metrics_port=metrics)
+    return [config, other]
+
+
+@pytest.fixture
+def two(pair):
+    """Two live servers of one workspace."""
+    servers = [Live(one, [sys.executable, "-m", "tasks.serving.triton"]) for one in pair]
+    for server in servers:
+        server.start()
+    yield servers
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def config_of_both(pair):
+    return changed(pair[0], urls=[one.serving.url for one in pair], keep_previous_loaded=True)

@@ -16,8 +16,9 @@ from tritonclient.grpc import InferenceServerClient
 from tasks import config as configuration
 from tasks import files
 from tasks.labels import LABELS
+from tasks.promotion import registry
 from tasks.run import Run, find
-from tasks.serving import client, repository
+from tasks.serving import client, repository, swap, triton
 
 ROOT = Path(__file__).parents[2]
 WORDS = "good morning you are an idiot thank article please fool hate this page дурак спасибо привет какой ты".split()
@@ -113,6 +114,23 @@ def run_of(workspace: Path, version: int) -> Run:
     return find(workspace, f"run-{version}")
 
 
+def changed(config, **values):
+    """The configuration with other values of `serving`."""
+    return config.model_copy(update={"serving": config.serving.model_copy(update=values)})
+
+
+def decided(config, bring, version: int) -> Run:
+    """The version's run as a reviewer's approval has left it, ready for `swap`."""
+    run, champion = bring(version), registry.alias(config, "champion")
+    run.save("decide", {"champion": champion, "reviewer": "ann", "reason": "as agreed", "at": registry.now()})
+    return run
+
+
+def put_in_service(config, bring, version: int) -> dict:
+    """As toxicity_weekly or toxicity_release does; returns what `swap` does."""
+    return swap.run(config, decided(config, bring, version))
+
+
 class Live:
     """The live server, started as a person or a service manager starts it."""
 
@@ -150,14 +168,19 @@ class Live:
         self.process.wait()
 
     def stop(self):
-        if self.process and self.process.poll() is None:
-            self.process.terminate()
-            self.process.wait()
+        """With all that it has started, at once: to end in order takes it seconds."""
+        triton.end_servers(self.config.workspace / "triton")
+        self.process.wait()
 
 
 def answer(config, text="you are an idiot") -> dict:
     """What the live server says."""
     return client.classify([text], config.serving.url)[0]
+
+
+def each(config) -> list:
+    """The configuration of every live server by itself."""
+    return [changed(config, urls=[url]) for url in config.serving.urls]
 
 
 def ready(config, part=repository.CLASSIFIER) -> list[int]:

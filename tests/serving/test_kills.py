@@ -1,48 +1,59 @@
-"""A swap that is killed before any of its effects, and a Triton killed before any request that changes it.
+"""A swap or rollback that is killed before any of its effects, and a Triton killed before any request that changes it.
 
 What changes something outside the process is an effect: a request to Triton, one to the registry, a file or folder
-made, renamed or removed. Where between two effects a process is killed makes no difference. Not tried: a kill while
-Triton still loads, a first swap, several servers, and a rollback before its end.
+made, renamed or removed. Where between two effects a process is killed makes no difference, but while a model loads.
 """
 
 import itertools
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
 
 import pytest
-from serving_parts import VERSIONS, answer, ready, remove
+from serving_parts import VERSIONS, answer, changed, decided, each, overrides, put_in_service, ready, remove
 from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
 
 from tasks.errors import StepFailed
 from tasks.promotion import registry
-from tasks.serving import repository, swap
+from tasks.serving import repository, rollback, swap
 
 # Its children are forked before any gRPC connection is made, with all modules loaded: a second less for each.
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["mlflow", "tritonclient.grpc", "tasks.serving.swap", "test_kills"])
 FILE_EFFECTS = ("os.rename", "os.mkdir", "os.link", "os.remove", "os.rmdir")
+REQUESTS = ("load_model", "unload_model")
+WHILE_IT_LOADS = 0.05  # seconds after a request to load a model has been sent; the loading takes longer
 
 
 class Killer:
-    """Kills this process before its `at`-th effect, counted from the first one after `armed` is set."""
+    """Kills this process before its `at`-th effect, counted from the first one after `armed` is set.
 
-    def __init__(self, workspace, at: int, armed: bool = True):
+    Args:
+        of: counts only effects whose names begin with one of these.
+        after: seconds by which the kill follows the begin of the effect.
+    """
+
+    def __init__(self, workspace, at: int, armed: bool = True, of: tuple[str, ...] = ("",), after: float = 0):
         self.place, self.at, self.armed, self.last = str(workspace / "triton"), at, armed, []
+        self.of, self.after = of, after
         sys.addaudithook(self.file_effect)
-        for name in ("load_model", "unload_model"):
+        for name in REQUESTS:
             self.watch(InferenceServerClient, name)
         call = registry.Client.__getattr__
         registry.Client.__getattr__ = lambda client, name: self.registry_effect(name, call(client, name))
 
     def effect(self, name: str) -> None:
-        if not self.armed or self.last == [name, name]:  # of many files in a row two will do
-            return
+        if not self.armed or not name.startswith(self.of) or self.last == [name, name]:
+            return  # of many files in a row two will do
         self.last = [*self.last[-1:], name]
         self.at -= 1
-        if self.at == 0:
+        if self.at == 0 and self.after:
+            threading.Timer(self.after, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        elif self.at == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def file_effect(self, event, arguments):
@@ -73,6 +84,22 @@ def swap_until_killed(config, run, at):
     swap.run(config, run)
 
 
+def swap_until_killed_at_a_request(config, run, at):
+    Killer(config.workspace, at, of=REQUESTS)
+    swap.run(config, run)
+
+
+def swap_until_killed_while_a_model_loads(config, run, at):
+    Killer(config.workspace, at, of=("load_model",), after=WHILE_IT_LOADS)
+    swap.run(config, run)
+
+
+def rollback_until_killed(config, at):
+    os.environ["TOXIC_WORKSPACE"] = str(config.workspace)  # the server that forks was started by an earlier test
+    Killer(config.workspace, at)
+    rollback.run(overrides(config), "ann", "too strict", "configs", "config")
+
+
 def undo_until_killed(config, run, at):
     """The new version does not answer as it did in `stage`, and going back is what is interrupted."""
     killer, undo = Killer(config.workspace, at, armed=False), swap.undo
@@ -89,10 +116,23 @@ def undo_until_killed(config, run, at):
         pass
 
 
+def killed(target, *arguments) -> bool:
+    """Runs it in a process of its own; whether that was killed, and did not end by itself."""
+    process = FORKSERVER.Process(target=target, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
+def finish_or_undo(config):
+    with registry.lease(config, "test"), swap.live_servers(config) as servers:
+        swap.finish_or_undo(config, servers)
+
+
 @pytest.fixture
 def config(config):
-    serving = config.serving.model_copy(update={"keep_previous_loaded": True})
-    return config.model_copy(update={"serving": serving})
+    return changed(config, keep_previous_loaded=True)
 
 
 class Asking:
@@ -118,23 +158,18 @@ class Asking:
                 self.failures.append(error)
 
 
-def decided(config, bring, number):
-    run, champion = bring(number), registry.alias(config, "champion")
-    run.save("decide", {"champion": champion, "reviewer": "ann", "reason": "as agreed", "at": registry.now()})
-    return run
-
-
 def in_service(config) -> int:
-    """The version that answers, that the registry calls champion and that a server which starts now would serve."""
-    version = answer(config)["version"]
-    assert version == registry.alias(config, "champion") == repository.served(repository.live(config))
+    """The version that all servers answer with, that is champion and that a server which starts now would serve."""
+    version = registry.alias(config, "champion")
+    assert [answer(one)["version"] for one in each(config)] == [version] * len(config.serving.urls)
+    assert version == repository.served(repository.live(config))
     assert not swap.journal_file(config).exists()
     return version
 
 
 def require_swapped(config, old, new):
     assert in_service(config) == new and registry.alias(config, "previous") == old
-    assert ready(config) == sorted([old, new])
+    assert all(ready(one) == sorted([old, new]) for one in each(config))
     assert registry.history(config)[:2] == [new, old]
     assert registry.tags(config, old)["replaced_by"] == str(new)
     assert not {"swap_failed_because", "swap_failed_at"} & registry.tags(config, new).keys()
@@ -145,42 +180,104 @@ def require_swapped(config, old, new):
         assert [folder.name for folder in (live / part).glob(".*") if folder.is_dir()] == []
 
 
-@pytest.mark.parametrize("target", [swap_until_killed, undo_until_killed])
+def kill_at_every_point(config, bring, target) -> None:
+    """After version 2, versions 3, 1, 2 … come into service, each by a swap killed one point later than the last."""
+    old = in_service(config)
+    for at in itertools.count(1):
+        new = old % 3 + 1
+        run = decided(config, bring, new)
+        if new in repository.installed(repository.live(config)):
+            remove(config, new)  # it comes as a new version would
+        was_killed = killed(target, config, run, at)
+        assert {answer(one)["version"] for one in each(config)} <= {old, new}
+        if at % 2:  # what the next start finds is made whole first, and then the swap begins anew
+            finish_or_undo(config)
+            assert in_service(config) in (old, new)
+        assert swap.run(config, run)["served_version"] == new
+        require_swapped(config, old, new)
+        old = new
+        if not was_killed:
+            break
+    assert at > 10
+
+
+@pytest.mark.parametrize("target", [swap_until_killed, undo_until_killed, swap_until_killed_while_a_model_loads])
 def test_a_swap_killed_at_any_point_is_finished_or_undone_by_the_next(config, live, bring, target):
-    for number in (1, 2):
-        swap.run(config, decided(config, bring, number))
-    old, points = 2, 0
+    put_in_service(config, bring, 1)
+    put_in_service(config, bring, 2)
     with Asking(config) as client:
-        for at in itertools.count(1):
-            new = old % 3 + 1
-            run = decided(config, bring, new)
-            if new in repository.installed(repository.live(config)):
-                remove(config, new)  # it comes as a new version would
-            process = FORKSERVER.Process(target=target, args=(config, run, at))
-            process.start()
-            process.join()
-            assert process.exitcode in (0, -signal.SIGKILL)
-            assert answer(config)["version"] in (old, new)
-            if at % 2:  # what the next start finds is made whole first, and then the swap begins anew
-                with registry.lease(config, "test"), swap.live_servers(config) as servers:
-                    swap.finish_or_undo(config, servers)
-                assert in_service(config) in (old, new)
-            assert swap.run(config, run)["served_version"] == new
-            require_swapped(config, old, new)
-            old = new
-            if process.exitcode == 0:
-                break
-            points += 1
+        kill_at_every_point(config, bring, target)
     assert client.failures == []
-    assert points > 10
+
+
+def test_a_swap_killed_between_two_servers_leaves_both_with_one_version(config_of_both, two, bring):
+    put_in_service(config_of_both, bring, 1)
+    put_in_service(config_of_both, bring, 2)
+    kill_at_every_point(config_of_both, bring, swap_until_killed_at_a_request)
+
+
+def test_a_first_swap_killed_at_any_point_leaves_all_or_nothing_in_service(config, live, bring):
+    for at in itertools.count(1):
+        was_killed = killed(swap_until_killed, config, decided(config, bring, 1), at)
+        if was_killed and at % 2:
+            finish_or_undo(config)
+        elif was_killed:
+            assert swap.run(config, decided(config, bring, 1))["served_version"] == 1
+        if registry.alias(config, "champion"):
+            assert in_service(config) == 1 and registry.alias(config, "previous") is None
+            start_empty(config, live)
+        else:
+            assert at % 2 and nothing_in_service(config)
+        if not was_killed:
+            break
+    assert at > 10
+
+
+def start_empty(config, live) -> None:
+    live.kill()
+    shutil.rmtree(repository.live(config))
+    registry.delete_alias(config, "champion")
+    live.start()
+
+
+def nothing_in_service(config) -> bool:
+    with pytest.raises(InferenceServerException, match="is not found|no available versions|is not ready"):
+        answer(config)
+    served = repository.served(repository.live(config))
+    return served is None and ready(config) == [] and not swap.journal_file(config).exists()
+
+
+def test_a_rollback_killed_at_any_point_is_done_once(config, live, bring):
+    for number in (3, 1, 2):
+        put_in_service(config, bring, number)
+    for at in itertools.count(1):
+        was_killed = killed(rollback_until_killed, config, at)
+        assert answer(config)["version"] in (1, 2)
+        if registry.alias(config, "champion") == 2 or swap.journal_file(config).exists():  # else all was done
+            done = rollback.run(overrides(config), "bo", "too strict", "configs", "config")
+            assert (done["served_version"], done["rolled_back_version"]) == (1, 2)
+        assert in_service(config) == 1 and registry.alias(config, "previous") == 3 and ready(config) == [1]
+        assert "version 2 was rolled back by" in registry.hold(config)
+        assert registry.tags(config, 2)["rolled_back_because"] == "too strict"
+        if not was_killed:
+            break
+        registry.clear_hold(config, "cy", "looked at")
+        put_in_service(config, bring, 2)
+        require_swapped(config, 1, 2)
+    assert at > 10
 
 
 class TritonKiller:
-    """Kills the server before the `at`-th request that changes it, or that the first golden message is sent with."""
+    """Kills the server before the `at`-th request that changes it, or that the first golden message is sent with.
 
-    def __init__(self, monkeypatch, live, at: int):
+    Args:
+        after: 0, or the seconds by which the kill follows the begin of the `at`-th request to load a model.
+    """
+
+    def __init__(self, monkeypatch, live, at: int, after: float):
         self.live, self.at, self.last = live, at, None
-        for name in ("load_model", "unload_model", "infer"):
+        self.timer = threading.Timer(after, live.kill) if after else None
+        for name in ("load_model",) if after else (*REQUESTS, "infer"):
             monkeypatch.setattr(InferenceServerClient, name, self.watched(name, getattr(InferenceServerClient, name)))
 
     def watched(self, name, function):
@@ -188,28 +285,32 @@ class TritonKiller:
             if (name, model) != self.last or name != "infer":
                 self.at -= 1
                 if self.at == 0:
-                    self.live.kill()
+                    self.timer.start() if self.timer else self.live.kill()
             self.last = (name, model)
             return function(client, model, *arguments, **named)
 
         return first
 
 
-def test_a_triton_killed_at_any_point_of_a_swap_serves_what_is_committed(config, live, bring, monkeypatch):
-    for number in (1, 2):
-        swap.run(config, decided(config, bring, number))
+@pytest.mark.parametrize("after", [0, WHILE_IT_LOADS])
+def test_a_triton_killed_at_any_point_of_a_swap_serves_what_is_committed(config, live, bring, monkeypatch, after):
+    put_in_service(config, bring, 1)
+    put_in_service(config, bring, 2)
     old = 2
     for at in itertools.count(1):
         new = old % 3 + 1
         run = decided(config, bring, new)
         with monkeypatch.context() as patched:
-            killer = TritonKiller(patched, live, at)
-            if (failure := failure_of(swap.run, config, run)) is None:
-                assert killer.at > 0
-                break
+            killer = TritonKiller(patched, live, at, after)
+            failure = failure_of(swap.run, config, run)
+        if killer.at > 0:  # the swap has fewer such points
+            assert failure is None
+            break
+        if killer.timer:
+            killer.timer.join()
         committed = repository.served(repository.live(config))
         said = {old: f"version {new} is not put into service", new: f"version {new} is in service, but not all"}
-        assert str(failure).startswith(said[committed])
+        assert str(failure).startswith(said[committed]) or (failure is None and after and committed == new)
         live.start("/v2/models/toxic_text/ready")
         assert answer(config)["version"] == committed
         assert swap.run(config, run)["served_version"] == new

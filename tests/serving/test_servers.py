@@ -1,54 +1,19 @@
 """Several live servers on one live repository, and what they keep loaded."""
 
-import sys
 import time
 
 import pytest
-from serving_parts import Live, overrides, ready
+from serving_parts import changed, overrides, put_in_service, ready
 
 from tasks import config as configuration
 from tasks.errors import StepFailed, UsageError
 from tasks.promotion import registry
-from tasks.serving import client, repository, rollback, swap, triton
-
-
-def changed(config, **values):
-    return config.model_copy(update={"serving": config.serving.model_copy(update=values)})
-
-
-@pytest.fixture
-def pair(config):
-    """Two servers' configurations; each means its own server by `url`."""
-    http, grpc, metrics = triton.free_ports(3)
-    other = changed(config, urls=[f"127.0.0.1:{grpc}"], http_port=http, grpc_port=grpc, metrics_port=metrics)
-    return [config, other]
-
-
-@pytest.fixture
-def two(pair):
-    """Two live servers of one workspace."""
-    servers = [Live(one, [sys.executable, "-m", "tasks.serving.triton"]) for one in pair]
-    for server in servers:
-        server.start()
-    yield servers
-    for server in servers:
-        server.stop()
-
-
-@pytest.fixture
-def config_of_both(pair):
-    return changed(pair[0], urls=[one.serving.url for one in pair], keep_previous_loaded=True)
+from tasks.serving import client, repository, rollback, swap
 
 
 def versions(pair) -> list[int]:
     """The version that each server answers with."""
     return [client.classify(["you are an idiot"], one.serving.url)[0]["version"] for one in pair]
-
-
-def put_in_service(config, bring, number):
-    run, champion = bring(number), registry.alias(config, "champion")
-    run.save("decide", {"champion": champion, "reviewer": "ann", "reason": "as agreed", "at": registry.now()})
-    return swap.run(config, run)
 
 
 def test_a_swap_and_a_rollback_reach_all_servers_or_none(pair, two, config_of_both, bring, monkeypatch):
