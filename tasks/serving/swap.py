@@ -189,7 +189,7 @@ def replace(
         beside = repository.for_both(config, live, repository.served(live), version)
         journal = begin(config, servers, version, aliases, tags, hold)
     except Exception as error:
-        raise StepFailed(f"version {version} is not put into service, nothing is changed yet: {error}") from error
+        raise StepFailed(f"version {version} is not put into service, what serves goes on: {error}") from error
     try:
         for server in servers.values():
             load_beside(beside, server, journal)

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks import files
+from tasks import files, integrity
 from tasks.config import Config
 from tasks.errors import StepFailed, UsageError
 from tasks.serving import repository
@@ -46,12 +46,15 @@ def serve(config: Config) -> None:
     repository.create(config, models)
     version = repository.served(models)
     log.info("serving %s", f"version {version}" if version else "no version yet: `python commands.py swap` brings one")
+    load = []
     if version:
-        say_whether_it_fits(repository.folder(models, repository.CLASSIFIER, version))
+        classifier = repository.folder(models, repository.CLASSIFIER, version)
+        say_whether_it_fits(classifier)
         leave_out_what_may_not_load(config, models, version)
+        load = [repository.TEXT] if is_as_built(classifier) else []
     ports = (config.serving.http_port, config.serving.grpc_port, config.serving.metrics_port)
     # A champion that no longer loads must not keep the server from starting: the next swap repairs it.
-    become(config, models, ports, [repository.TEXT] if version else [], "--exit-on-error=false")
+    become(config, models, ports, load, "--exit-on-error=false")
 
 
 def leave_out_what_may_not_load(config: Config, models: Path, version: int) -> None:
@@ -80,6 +83,14 @@ def say_whether_it_fits(classifier: Path) -> None:
         build_engine.require_fit(classifier)
     except StepFailed as error:
         log.error("%s does not fit: %s", classifier, error)
+
+
+def is_as_built(classifier: Path) -> bool:
+    """Whether a plan is the one that was built: a part in Python looks when it loads, Triton at a plan does not."""
+    complaint = integrity.changed(classifier) if (classifier / "model.plan").exists() else None
+    if complaint:
+        log.error("it is not served: %s", complaint)
+    return complaint is None
 
 
 def serve_by_hand(config: Config, copied: Path) -> None:

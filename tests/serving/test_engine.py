@@ -1,5 +1,6 @@
 """Building with TensorRT-RTX, whose Python API is TensorRT's, and which needs no GPU."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from serving_parts import ROOT, load_config, messages
 from tasks import files
 from tasks.errors import StepFailed, UsageError
 from tasks.promotion import registry
-from tasks.serving import build_engine, export_onnx, stage, triton
+from tasks.serving import build_engine, export_onnx, repository, stage, triton
 from tasks.serving.build_engine import Gpu
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "SM90")
@@ -232,6 +233,20 @@ def test_a_server_says_that_its_champion_does_not_fit_and_starts_all_the_same(ma
     files.write_json(tmp_path / "engine.json", {"engine": "tensorrt", **BUILT, "tensorrt_package": "tensorrt_rtx"})
     triton.say_whether_it_fits(tmp_path)
     assert "does not fit" in caplog.text and "which Triton does not load" in caplog.text
+
+
+@pytest.mark.parametrize("found, load", [(b"plan", ["toxic_text"]), (b"plan and a bit", [])])
+def test_a_server_that_starts_serves_no_other_plan_than_was_built(config, monkeypatch, caplog, found, load):
+    live, asked = repository.live(config), []
+    repository.create(config, live)
+    repository.write(live, repository.text_config(config, 3))
+    classifier = repository.folder(live, repository.CLASSIFIER, 3)
+    files.write_bytes(classifier / "model.plan", found)
+    files.write_json(classifier / "engine.json", {"engine": "tensorrt", **BUILT})
+    files.write_json(classifier / "hashes.json", {"model.plan": hashlib.sha256(b"plan").hexdigest()})
+    monkeypatch.setattr(triton, "become", lambda config, models, ports, load, *more: asked.extend(load))
+    triton.serve(config)
+    assert asked == load and ("model.plan has SHA-256" in caplog.text) == (not load)
 
 
 def test_without_a_gpu_there_is_none(no_gpu):

@@ -215,7 +215,7 @@ def test_engines_that_no_server_has_both_of_are_refused_before_anything_is_touch
         files.write_json(folder / "engine.json", {**files.read_json(folder / "engine.json"), "engine": "tensorrt"})
 
     monkeypatch.setattr(swap, "install", harmed(for_tensorrt))
-    with pytest.raises(StepFailed, match="nothing is changed yet: .*engine=tensorrt, version 1 .* engine=onnx.*alike"):
+    with pytest.raises(StepFailed, match="what serves goes on: .*engine=tensorrt, version 1 .* engine=onnx.*alike"):
         promote(2)
     assert answer(config)["version"] == 1 and not swap.journal_file(config).exists()
 
