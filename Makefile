@@ -39,8 +39,7 @@ demo: envs ## retrain once through Airflow and serve the result; FORCE=1 again, 
 
 down: ## stop what `make demo` or `make up` left running; data stays
 	@[ ! -x $(TASKS) ] || $(TASKS) -m local.services down
-	@if [ -f .env ] || [ -n "$${COMPOSE_PROFILES:-}" ]; then $(COMPOSE) down; \
-		docker/end_steps.sh "$$(docker compose config | sed -n 's/^name: //p')-workspace"; fi
+	@if [ -f .env ] || [ -n "$${COMPOSE_PROFILES:-}" ]; then $(COMPOSE) down; docker/end_steps.sh; fi
 
 status: ## what of it is running, and where
 	@[ ! -x $(TASKS) ] || $(TASKS) -m local.services status

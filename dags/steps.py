@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property, partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -28,6 +29,7 @@ from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from dags import orphans
+from docker import APIClient
 from docker.types import DeviceRequest, Mount
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -275,6 +277,19 @@ class DockerStep(DockerOperator):
             **kwargs,
         )
         self.step, self.review, self.version = step, review, version
+
+    @cached_property
+    def cli(self) -> APIClient:
+        """The engine's client. Its containers have no rights of root and can gain none, for which the operator has no
+        parameters."""
+        client = super().cli
+        client.create_host_config = partial(
+            client.create_host_config,
+            cap_drop=["ALL"],
+            security_opt=["no-new-privileges:true"],
+            pids_limit=4096,
+        )
+        return client
 
     def execute(self, context: Context):
         dag_run = context["dag_run"]

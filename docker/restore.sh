@@ -19,7 +19,7 @@ tar --list --file="$backup/workspace.tar" >/dev/null ||
     { echo "$backup/workspace.tar is no whole archive: name another backup" >&2 && exit 2; }
 
 docker compose down
-docker/end_steps.sh "$stack-workspace"
+docker/end_steps.sh
 docker volume rm --force "${stack}_postgres" >/dev/null
 docker compose up --detach --wait --no-build postgres
 for database in airflow mlflow; do

@@ -27,7 +27,8 @@ FROM ${PYTHON_IMAGE}
 RUN useradd --uid 10001 --user-group --create-home toxic \
  && install --directory --owner=toxic --group=toxic /workspace
 COPY --from=build /opt/tasks /opt/tasks
-# torch.compile builds its kernels' launchers where it runs.
+# torch.compile builds its kernels' launchers where it runs. Debian keeps one version of a package, and mends it: to pin it
+# would only break the build.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends gcc libc6-dev \

@@ -37,7 +37,7 @@ RUN useradd --uid 10001 --user-group --create-home toxic \
  && install --directory --owner=toxic --group=toxic /workspace
 COPY --from=build /opt/tasks /opt/tasks
 COPY --from=server /opt/triton /opt/triton
-# A stub that lacks a library ends at once, and the server waits for it for ever.
+# A stub that lacks a library ends at once, and the server waits for it for ever. The pipe's status is grep's, as it should.
 # hadolint ignore=DL4006
 RUN ! ldd /opt/triton/lib/python3.11/site-packages/pytriton/tritonserver/python_backend_stubs/3.11/*_stub | grep "not found"
 WORKDIR /app

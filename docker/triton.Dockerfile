@@ -1,6 +1,7 @@
 # NVIDIA's Triton with the serving steps: the engine is built, staged and served by one TensorRT.
 ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:25.09-py3
 
+# The variable holds the tag, which hadolint does not see.
 # hadolint ignore=DL3006
 FROM ${TRITON_IMAGE} AS build
 ARG UV_VERSION=0.13.9

@@ -1,6 +1,7 @@
 """From a list of steps to Airflow tasks: parameters, environments, both runners."""
 
 import json
+import os
 import subprocess
 from functools import partial
 
@@ -188,7 +189,7 @@ CONTEXT = {"dag_run": DagRun, "params": {"profile": "gpu"}}
 def engine(monkeypatch):
     """The daemon is the one thing that is stood in for here; tests/stack has a real one."""
     monkeypatch.setattr(steps.orphans, "end_orphans", lambda engine, workspace: [])
-    monkeypatch.setattr("airflow.providers.docker.operators.docker.DockerOperator.cli", None)
+    monkeypatch.setattr(steps.DockerStep, "cli", None)
     return partial(monkeypatch.setattr, "airflow.providers.docker.operators.docker.DockerOperator.execute")
 
 
@@ -208,12 +209,17 @@ def test_a_container_says_whose_it_is_and_gets_a_gpu(docker, engine, monkeypatch
 
 
 def test_a_process_that_is_gone_or_another_owns_nothing():
-    host, pid, created = orphans.owner_label().split()
-    child = subprocess.Popen(["true"])
+    host, pid, start = orphans.owner_label().split()
+    child = subprocess.Popen(["sleep", "60"])
+    owner = f"{host} {child.pid} {orphans.started(child.pid)}"
+    assert orphans.is_alive(owner)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has asked how
+    assert not orphans.is_alive(owner)
     child.wait()
-    assert not orphans.is_alive(f"{host} {child.pid} {created}")
-    assert not orphans.is_alive(f"{host} {pid} {float(created) - 60:.2f}")
-    assert not orphans.is_alive(f"another-host {pid} {created}")
+    assert not orphans.is_alive(owner)
+    assert not orphans.is_alive(f"{host} {pid} {int(start) - 1}")
+    assert not orphans.is_alive(f"another-host {pid} {start}")
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ class Stack:
         self.environment = {
             **{key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL")},
             **{name: str(port) for name, port in self.ports.items()},
-            "COMPOSE_FILE": f"{ROOT / 'docker-compose.yaml'}:{Path(__file__).with_name('small-workspace.yaml')}",
+            "COMPOSE_FILE": f"{ROOT / 'docker-compose.yaml'}:{Path(__file__).with_name('overrides.yaml')}",
             "COMPOSE_PROFILES": "cpu",
             "TOXIC_PROFILE": "demo",
             "TOXIC_STACK": self.name,
@@ -42,6 +42,7 @@ class Stack:
             "TOXIC_HEARTBEAT_TIMEOUT": "30",
             "TOXIC_TEST_WORKSPACE": str(self.workspace),
         }
+        self.tokens: dict[tuple[str, str], str] = {}
 
     def run(self, *command: str, check=True, **more) -> subprocess.CompletedProcess:
         environment = {**self.environment, **more}
@@ -61,11 +62,11 @@ class Stack:
     def container(self, service: str) -> str:
         return self.compose("ps", "--all", "--quiet", service).stdout.strip()
 
-    def steps(self) -> dict[str, str]:
+    def steps(self, running: bool = False) -> dict[str, str]:
         """The step of each container of a step that there is, running or not, by its id."""
         listed = self.run(
-            *("docker", "ps", "--all", "--no-trunc", "--filter", f"label=toxic.workspace={self.name}-workspace"),
-            *("--format", '{{.ID}} {{.Label "toxic.step"}}'),
+            *("docker", "ps", "--no-trunc", "--filter", f"label=toxic.workspace={self.name}-workspace"),
+            *("--format", '{{.ID}} {{.Label "toxic.step"}}', *(() if running else ("--all",))),
         )
         return dict(line.split() for line in listed.stdout.splitlines())
 
@@ -80,9 +81,12 @@ class Stack:
 
     def airflow(self, user: str) -> httpx.Client:
         """Airflow's REST API as one of its users."""
-        login = {"username": user, "password": self.secret(f"AIRFLOW_{user.upper()}_PASSWORD")}
-        answer = httpx.post(self.url("AIRFLOW_PORT", "/auth/token"), json=login, timeout=60).raise_for_status()
-        bearer = {"Authorization": f"Bearer {answer.json()['access_token']}"}
+        password = self.secret(f"AIRFLOW_{user.upper()}_PASSWORD")
+        if (user, password) not in self.tokens:
+            login = {"username": user, "password": password}
+            answer = httpx.post(self.url("AIRFLOW_PORT", "/auth/token"), json=login, timeout=60).raise_for_status()
+            self.tokens[user, password] = answer.json()["access_token"]
+        bearer = {"Authorization": f"Bearer {self.tokens[user, password]}"}
         return httpx.Client(base_url=self.url("AIRFLOW_PORT"), timeout=60, headers=bearer)
 
     def trigger(self, run_id: str, conf: dict) -> None:
@@ -123,9 +127,15 @@ class Stack:
         return self.state(run_id)
 
     def wait_for_step(self, step: str, timeout: float = 300) -> str:
-        """The container of a step, once it is there."""
-        wait_for(lambda: step in self.steps().values(), timeout, lambda: str(self.steps()))
-        return next(container for container, name in self.steps().items() if name == step)
+        """The container of a step, once it runs."""
+        found: list[str] = []
+
+        def runs() -> bool:
+            found[:] = [container for container, name in self.steps(running=True).items() if name == step]
+            return bool(found)
+
+        wait_for(runs, timeout, lambda: str(self.steps()))
+        return found[0]
 
     def ask(self, text: str = TEXT) -> dict:
         return ask(self.url("TRITON_HTTP_PORT"), text)

@@ -54,6 +54,23 @@ def test_everything_is_healthy(stack):
     assert {"postgres", "mlflow", "triton-cpu", "airflow-scheduler", "gateway", "docker-proxy"} <= set(health)
 
 
+def test_a_change_of_code_builds_no_environment_anew(stack, tmp_path):
+    changed = tmp_path / "changed"
+    subprocess.run(["git", "clone", "--quiet", ROOT, changed], check=True)
+    for file in ("tasks/step.py", "dags/steps.py"):
+        with (changed / file).open("a") as code:
+            code.write(f"# changed at {time.time()}\n")  # an engine may have built the last change
+    project = ("--project-directory", str(changed), "--file", str(changed / "docker-compose.yaml"))
+    started = time.monotonic()
+    said = stack.compose(*project, "--progress=plain", "build").stdout
+    figure("stack_build_after_a_change_of_code", time.monotonic() - started)
+    layers = dict(re.findall(r"^#(\d+) \[[^]]*\d+/\d+\] ((?:RUN|COPY) .*)$", said, re.MULTILINE))
+    kept = set(re.findall(r"^#(\d+) CACHED$", said, re.MULTILINE))
+    assert {layer for number, layer in layers.items() if number not in kept} == {"COPY dags dags", "COPY tasks tasks"}
+    stack.run("make", "up")  # the images are those of this code again
+    assert stack.health() == {service: "healthy" for service in stack.health()}
+
+
 def test_ports_are_published_on_loopback_alone(stack):
     for service in stack.health():
         ports = json.loads(inspect(stack, stack.container(service), "{{json .NetworkSettings.Ports}}"))
@@ -104,7 +121,9 @@ def test_a_steps_result_is_that_of_the_run_folder(stack, served):
 def test_no_step_ran_as_root_or_with_more_than_it_needs(served):
     for step, found in served["inspected"].items():
         assert found["Config"]["User"] == "10001:10001", step
-        assert not found["HostConfig"]["Privileged"] and found["HostConfig"]["Memory"] == 4 * 2**30
+        host = found["HostConfig"]
+        assert not host["Privileged"] and host["Memory"] == 4 * 2**30 and host["PidsLimit"] == 4096, step
+        assert host["CapDrop"] == ["ALL"] and host["SecurityOpt"] == ["no-new-privileges:true"], step
         mounts = {mount["Destination"] for mount in found["Mounts"]}
         expected = {"/workspace", "/run/secrets/MLFLOW_TRACKING_PASSWORD"}
         expected |= {"/run/secrets/KAGGLE_API_TOKEN"} if step == "download" else set()
@@ -161,19 +180,26 @@ def test_clients_can_not_load_or_unload_models_over_grpc(stack, served):
 
 
 def test_the_client_network_leads_to_no_database_no_engine_and_no_triton(stack, served):
-    """From a container that has joined the clients' network, as an application of the host would."""
+    """From a container that has joined the clients' network, as an application would; by name and by address."""
+    ports = {"postgres": 5432, "docker-proxy": 2375, "triton-cpu": 8000, "gateway": 8000}
+    targets = [("triton", 8000)]
+    for service, port in ports.items():
+        networks = json.loads(inspect(stack, stack.container(service), "{{json .NetworkSettings.Networks}}"))
+        targets += [(service, port), *((network["IPAddress"], port) for network in networks.values())]
     program = (
-        "import socket\n"
-        "for host, port in (('postgres', 5432), ('docker-proxy', 2375), ('triton', 8000), ('gateway', 8000)):\n"
+        "import json, socket, sys\n"
+        "for host, port in json.loads(sys.argv[1]):\n"
         "    try:\n"
-        "        socket.create_connection((host, port), 5).close()\n"
+        "        socket.create_connection((host, port), 2).close()\n"
         "        print(host)\n"
         "    except OSError:\n"
         "        pass\n"
     )
     network = f"{stack.name}-clients"
-    done = stack.run("docker", "run", "--rm", "--network", network, "toxic-trainer", "python", "-c", program)
-    assert done.stdout.split() == ["gateway"]
+    command = ["python", "-c", program, json.dumps(targets)]
+    reached = stack.run("docker", "run", "--rm", "--network", network, "toxic-trainer", *command).stdout.split()
+    gateway = json.loads(inspect(stack, stack.container("gateway"), "{{json .NetworkSettings.Networks}}"))
+    assert reached == ["gateway", gateway[network]["IPAddress"]]
 
 
 def test_without_a_login_airflow_and_mlflow_refuse(stack):
@@ -208,7 +234,7 @@ def test_a_viewer_can_not_trigger_and_an_operator_can_not_approve(stack, served)
         assert operator.patch(review, json=answer).status_code == 403
         assert operator.post("/api/v2/dags/toxicity_release/dagRuns", json=run).status_code == 403
         assert operator.get("/api/v2/connections").status_code == 403
-        assert reviewer.patch(review, json=answer).status_code == 404  # may, but nothing was asked in this run
+        assert reviewer.patch(review, json=answer).status_code == 404  # nothing was asked in this run; see `approve`
 
 
 def test_a_reviewer_may_set_aliases_in_mlflow_and_not_more(stack, served):
@@ -239,16 +265,28 @@ def test_the_engines_proxy_lets_through_what_a_step_needs_and_nothing_else(stack
 
 @pytest.fixture(scope="module")
 def swapped(stack, served):
-    """A second, forced run, with clients at work; and a step's container that is killed on the way."""
+    """A second, forced run, with clients at work: a step's container is killed on the way, and a person approves."""
     started = time.monotonic()
     with Clients(stack.url("TRITON_HTTP_PORT")) as clients:
-        stack.trigger("second", {"profile": "demo", "force": True})
+        stack.trigger("second", {"profile": "demo", "force": True, "promotion": "review"})
         stack.run("docker", "kill", stack.wait_for_step("prepare"))
-        state = stack.finish("second")
+        state = stack.finish("second", watch=lambda: approve(stack, "second"))
     figure("stack_second_run_under_load", time.monotonic() - started)
     figure("stack_requests_meanwhile", len(clients.versions), "requests")
     figure("stack_requests_failed", len(clients.failures), "requests")
     return state, clients
+
+
+def approve(stack, run_id: str) -> None:
+    """The reviewer says yes as soon as the run asks; the operator, whose run it is, may not."""
+    review = f"{WEEKLY}/dagRuns/{run_id}/taskInstances/review/-1/hitlDetails"
+    answer = {"chosen_options": ["Approve"], "params_input": {"reason": "better on threats"}}
+    with stack.airflow("reviewer") as reviewer, stack.airflow("operator") as operator:
+        asked = reviewer.get(review)
+        if asked.status_code == 404 or asked.json()["response_received"]:
+            return
+        assert operator.patch(review, json=answer).status_code == 403
+        reviewer.patch(review, json=answer).raise_for_status()
 
 
 def test_a_forced_run_swaps_under_clients_without_a_failed_request(stack, swapped):
@@ -258,6 +296,12 @@ def test_a_forced_run_swaps_under_clients_without_a_failed_request(stack, swappe
     assert set(clients.versions) == {1, 2}
     switch = clients.versions.index(2)
     assert 1 not in clients.versions[switch + CLIENTS :], "version 1 answered again after the swap"
+
+
+def test_what_the_reviewer_said_is_on_record(stack, swapped):
+    decided = json.loads((stack.workspace / "runs" / "weekly-second" / "decide.json").read_text())
+    assert (decided["decision"], decided["reviewer"]) == ("approve", "reviewer")
+    assert decided["reason"] == "better on threats"
 
 
 def test_a_killed_container_of_a_step_is_tried_again(stack, swapped):
@@ -291,13 +335,36 @@ def test_a_full_workspace_fails_a_run_in_words_and_service_goes_on(stack, swappe
         filler.unlink()
 
 
+def test_a_step_that_takes_too_long_is_ended_with_its_container(stack, served):
+    dag = "/api/v2/dags/impatient"
+    with stack.airflow("admin") as admin:
+        admin.patch(dag, json={"is_paused": False}).raise_for_status()
+        run = {"dag_run_id": "late", "logical_date": None, "conf": {}}
+        admin.post(f"{dag}/dagRuns", json=run).raise_for_status()
+        wait_for(lambda: admin.get(f"{dag}/dagRuns/late").json()["state"] == "failed", 120)
+        log = admin.get(f"{dag}/dagRuns/late/taskInstances/download/logs/1", params={"full_content": True}).text
+    assert "AirflowTaskTimeout" in log and "Stopping docker container" in log
+    assert stack.steps() == {}
+
+
+def test_a_step_that_a_person_marks_as_failed_is_ended_with_its_container(stack, swapped):
+    stack.trigger("given-up", SHORT)
+    step = stack.wait_for_step("train")
+    with stack.airflow("operator") as operator:
+        task = f"{WEEKLY}/dagRuns/given-up/taskInstances/train"
+        operator.patch(task, json={"new_state": "failed"}).raise_for_status()
+    wait_for(lambda: step not in stack.steps(), 120)
+    assert stack.finish("given-up") == "failed" and stack.steps() == {}
+    assert stack.ask()["version"] == 2
+
+
 def test_a_killed_scheduler_leaves_no_orphan_and_its_run_ends_well(stack, swapped):
     stack.trigger("scheduler-killed", SHORT)
     orphan = stack.wait_for_step("train")
-    stack.run("docker", "kill", "--signal=KILL", stack.container("airflow-scheduler"))
+    kill_main_process(stack, "airflow-scheduler", b"airflow scheduler")
     assert stack.ask()["version"] == 2
     assert orphan in stack.steps(), "a container outlives the worker that has started it"
-    stack.compose("up", "--detach", "--wait", "--no-build")
+    stack.wait_healthy()
     wait_for(lambda: orphan not in stack.steps(), 60)
     assert "ending the orphaned container of train" in stack.compose("logs", "airflow-scheduler").stdout
     assert stack.finish("scheduler-killed") == "success"

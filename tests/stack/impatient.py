@@ -1,0 +1,11 @@
+"""A DAG whose one step takes longer than it may."""
+
+from datetime import timedelta
+
+from airflow.sdk import DAG
+
+from dags.steps import step_task
+
+with DAG("impatient", schedule=None, params={"profile": "demo"}):
+    download = step_task("download")
+    download.execution_timeout, download.retries = timedelta(seconds=3), 0
