@@ -12,7 +12,7 @@ stack=$(docker compose config | sed -n 's/^name: //p')
 
 # What cannot be read is refused before anything is taken away.
 for database in airflow mlflow; do
-    docker compose run --rm -T --no-deps --entrypoint pg_restore postgres --list <"$backup/$database.dump" >/dev/null ||
+    docker compose run --rm -T --no-deps --entrypoint pg_restore postgres --file=/dev/null <"$backup/$database.dump" ||
         { echo "$backup/$database.dump is no whole dump: name another backup" >&2 && exit 2; }
 done
 tar --list --file="$backup/workspace.tar" >/dev/null ||

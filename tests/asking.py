@@ -39,6 +39,6 @@ class Clients:
             while not self.stopped.is_set():
                 try:
                     self.versions.append(ask(self.url, client=client)["version"])
-                except httpx.HTTPError as error:
+                except Exception as error:  # an answer that is no answer, too
                     self.failures.append(repr(error))
                 time.sleep(0.02)  # leaves the cores to the training

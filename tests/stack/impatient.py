@@ -8,4 +8,4 @@ from dags.steps import step_task
 
 with DAG("impatient", schedule=None, params={"profile": "demo"}):
     download = step_task("download")
-    download.execution_timeout, download.retries = timedelta(seconds=3), 0
+    download.command, download.execution_timeout, download.retries = ["sleep", "600"], timedelta(seconds=15), 0

@@ -335,12 +335,13 @@ def test_a_full_workspace_fails_a_run_in_words_and_service_goes_on(stack, swappe
         filler.unlink()
 
 
-def test_a_step_that_takes_too_long_is_ended_with_its_container(stack, served):
+def test_a_step_that_takes_too_long_is_ended_with_its_container(stack):
     dag = "/api/v2/dags/impatient"
     with stack.airflow("admin") as admin:
         admin.patch(dag, json={"is_paused": False}).raise_for_status()
         run = {"dag_run_id": "late", "logical_date": None, "conf": {}}
         admin.post(f"{dag}/dagRuns", json=run).raise_for_status()
+        stack.wait_for_step("download")
         wait_for(lambda: admin.get(f"{dag}/dagRuns/late").json()["state"] == "failed", 120)
         log = admin.get(f"{dag}/dagRuns/late/taskInstances/download/logs/1", params={"full_content": True}).text
     assert "AirflowTaskTimeout" in log and "Stopping docker container" in log
@@ -354,6 +355,7 @@ def test_a_step_that_a_person_marks_as_failed_is_ended_with_its_container(stack,
         task = f"{WEEKLY}/dagRuns/given-up/taskInstances/train"
         operator.patch(task, json={"new_state": "failed"}).raise_for_status()
     wait_for(lambda: step not in stack.steps(), 120)
+    assert "Stopping docker container" in stack.log("given-up", "train")
     assert stack.finish("given-up") == "failed" and stack.steps() == {}
     assert stack.ask()["version"] == 2
 
