@@ -67,7 +67,8 @@ def create_databases() -> None:
             cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", [address.database])
             if not cursor.fetchone():
                 cursor.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(database, user))
-                cursor.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(database))
+            # Each time: a restore makes the databases itself.
+            cursor.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(database))
     server.close()
 
 

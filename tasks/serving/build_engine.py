@@ -164,7 +164,10 @@ def build_plan(config: Config, onnx: Path, target: Path) -> dict:
             f"memory, raise serving.workspace_gib, now {config.serving.workspace_gib:g} GiB, or free some of the GPU's"
         )
     target.write_bytes(plan)
-    files.write_bytes(measured, bytes(options.get_timing_cache().serialize()))
+    try:
+        files.write_bytes(measured, bytes(options.get_timing_cache().serialize()))
+    except OSError as error:  # the engine is built: the next build only takes longer
+        log.warning("the timing cache is not kept: %s", error)
     return {
         "engine": "tensorrt",
         "tensorrt_package": config.serving.tensorrt_package,

@@ -109,6 +109,13 @@ def test_what_was_timed_is_kept_and_what_can_not_be_read_is_made_anew(rtx, bfloa
     assert cache.read_bytes() == kept
 
 
+def test_an_engine_outlives_a_timing_cache_that_can_not_be_kept(rtx, bfloat16, workspace, caplog):
+    (workspace / "models").mkdir(exist_ok=True)
+    (workspace / "models" / "cache").write_text("no folder")
+    build(workspace, bfloat16)
+    assert "the timing cache is not kept" in caplog.text
+
+
 def test_a_run_builds_records_and_does_not_stage_what_triton_can_not_load(rtx, bring, workspace):
     run, config = bring(1), load_config(workspace, *RTX)
     run.save("build_engine", build_engine.run(config, run))

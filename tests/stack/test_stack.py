@@ -321,7 +321,7 @@ def test_a_killed_triton_comes_back_with_the_version_that_it_served(stack, swapp
 
 
 def test_a_full_workspace_fails_a_run_in_words_and_service_goes_on(stack, swapped):
-    """That the next run is good, the next test sees."""
+    """That the next run is good, test_a_killed_scheduler_… sees."""
     filler = stack.workspace / "filler"
     subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=1M"], capture_output=True)
     try:
