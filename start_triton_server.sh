@@ -12,7 +12,7 @@ chosen=" $* " # what was chosen by hand stays
 
 if nvidia-smi -L >/dev/null 2>&1 && docker info >/dev/null 2>&1; then
   image=toxic-triton
-  docker image inspect "$image" >/dev/null 2>&1 || docker build --tag "$image" --file docker/triton.Dockerfile .
+  docker build --quiet --tag "$image" --file docker/triton.Dockerfile . # only what has changed
   workspace="$(realpath -m "${TOXIC_WORKSPACE:-workspace}")"
   mkdir -p "$workspace"
   [[ "$chosen" == *" profile="* || "$chosen" == *" serving="* ]] || set -- profile=gpu "$@"

@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     ValidationError,
     create_model,
+    field_validator,
     model_validator,
 )
 
@@ -311,10 +312,18 @@ class Serving(Section):
     instances: int = Field(ge=1)
     tokenizer_instances: int = Field(ge=1)
     labels_instances: int = Field(ge=1)
+    score_tolerance: float = Field(gt=0, le=1)
     workspace_gib: float = Field(ge=0)
     load_timeout_s: int = Field(ge=1)
     memory_headroom_gib: float = Field(ge=0)
     keep_previous_loaded: Literal["auto"] | bool
+
+    @field_validator("dtype")
+    @classmethod
+    def has_kernels(cls, dtype, known):
+        if dtype == "bfloat16" and known.data.get("engine") == "onnx":
+            raise ValueError("ONNX Runtime has no bfloat16 kernels on a CPU: float32 it is with serving.engine=onnx")
+        return dtype
 
     @property
     def url(self) -> str:

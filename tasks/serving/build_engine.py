@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 MODEL_FILE = {"onnx": "model.onnx", "tensorrt": "model.plan"}
 NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+FACTS = ("tensorrt_package", "tensorrt", "gpu", "compute_capability")  # what an engine fits; see build_plan
 
 
 @dataclass(frozen=True)
@@ -324,9 +325,14 @@ def require_fit(folder: Path) -> None:
     require_same(built, here)
 
 
+def fit_alike(one: dict, other: dict) -> bool:
+    """Whether two engines' facts (see build_plan) name the same TensorRT and GPU: what loads one, loads the other."""
+    return all(one.get(fact) == other.get(fact) for fact in FACTS)
+
+
 def require_same(built: dict, here: dict) -> None:
     """Raises StepFailed unless an engine was built (see build_plan) with what there is here."""
-    if any(built.get(fact) != here[fact] for fact in here):
+    if not fit_alike(built, here):
         raise StepFailed(
             f"the engine was built with {in_words(built)}, but here is {in_words(here)}: an engine fits one version of "
             "TensorRT and one type of GPU, so run build_engine again, in the image and on the GPU that serve"
@@ -334,7 +340,9 @@ def require_same(built: dict, here: dict) -> None:
 
 
 def in_words(facts: dict) -> str:
-    """TensorRT 10.13.3.9 for NVIDIA H100 80GB HBM3 (SM90)."""
+    """TensorRT 10.13.3.9 for NVIDIA H100 80GB HBM3 (SM90); or ONNX Runtime, where they are an ONNX file's."""
+    if facts.get("engine") == "onnx":
+        return "ONNX Runtime"
     package = NAMES[facts.get("tensorrt_package", "tensorrt")]
     if facts.get("compute_capability") is None:
         return f"{package} {facts.get('tensorrt')} and no NVIDIA GPU"
@@ -367,6 +375,7 @@ def record(config: Config, folder: Path, **facts) -> dict:
         "files": hashes,
         "max_batch_size": config.serving.max_batch_size,
         "buckets": config.serving.buckets,
+        "score_tolerance": config.serving.score_tolerance,
         **facts,
     }
     files.write_json(folder / "engine.json", engine)

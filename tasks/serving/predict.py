@@ -44,7 +44,8 @@ def run(overrides, text, input_file, output_file, checkpoint_folder, url, config
 
 def read_lines(file: Path) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8").splitlines()
+        with file.open(encoding="utf-8") as lines:  # str.splitlines would cut a message at U+2028 too
+            return [line.rstrip("\n") for line in lines]
     except FileNotFoundError:
         raise UsageError(f"--input-file={file} does not exist") from None
     except (UnicodeDecodeError, OSError) as error:

@@ -41,9 +41,9 @@ def create(config: Config, repository: Path) -> None:
 
 
 def as_built(config: Config, repository: Path, version: int) -> Config:
-    """The configuration, but with the engine and sizes that an installed version was built with."""
+    """The configuration, but with the engine, sizes and tolerance that an installed version was built with."""
     engine = files.read_json(folder(repository, CLASSIFIER, version) / "engine.json")
-    built = {name: engine[name] for name in ("engine", "max_batch_size", "buckets") if name in engine}
+    built = {name: engine[name] for name in ("engine", "max_batch_size", "buckets", "score_tolerance") if name in engine}
     return config.model_copy(update={"serving": config.serving.model_copy(update=built)})
 
 
@@ -242,3 +242,8 @@ def prune(repository: Path, history: list[int]) -> None:
         for other in [*(repository / part).glob("[1-9]*"), *(repository / part).glob(".[1-9]*")]:
             if other.name not in map(str, kept):
                 shutil.rmtree(other, ignore_errors=True)
+
+
+def remove(repository: Path, version: int) -> None:
+    for part in PARTS:
+        shutil.rmtree(folder(repository, part, version), ignore_errors=True)

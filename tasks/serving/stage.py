@@ -54,6 +54,7 @@ def run(config: Config, run: Run) -> dict:
     truth, decisions = metrics.truth_of(test), decisions_of(answers)
     thresholds = np.array(files.read_json(engine / "settings.json")["thresholds"])
     near = near_threshold(answers, thresholds, config.gate.parity.near_threshold)
+    doubtful = in_doubt(config, answers, thresholds)
     figures = {
         "version": version,
         "sha256": files.read_json(engine / "engine.json")["sha256"],
@@ -65,7 +66,7 @@ def run(config: Config, run: Run) -> dict:
         **latency,
         **memory_figures,
         "peak_memory_mib": round(peak / 2**20),
-        "golden": golden(texts, answers, near) + asked_of_all(config, fixed, fixed_answers, thresholds),
+        "golden": golden(texts, answers, doubtful) + asked_of_all(config, fixed, fixed_answers, thresholds),
     }
     judge(config, figures, {answer["version"] for answer in answers})
     return figures
@@ -168,6 +169,14 @@ def near_threshold(answers: list[dict], thresholds: np.ndarray, distance: float)
     return near | near[:, :1]
 
 
+def in_doubt(config: Config, answers: list[dict], thresholds: np.ndarray) -> np.ndarray:
+    """Which messages may be decided otherwise in service, bool [N]: other neighbours in a batch, and so other kernels,
+    move the scores by up to serving.score_tolerance."""
+    scores = np.array([[answer["scores"][name] for name in LABELS] for answer in answers])
+    near = near_threshold(answers, thresholds, config.gate.parity.near_threshold)
+    return (near | (np.abs(scores - thresholds) <= config.serving.score_tolerance)).any(axis=1)
+
+
 def compare(config: Config, run: Run, test: pl.DataFrame, decisions: np.ndarray, near: np.ndarray) -> dict:
     """Agreement with the merged model's decisions in torch: those of the whole split, which `evaluate` kept, or where
     another run evaluated the version, those of the messages that `export_onnx` has compared.
@@ -192,9 +201,9 @@ def compare(config: Config, run: Run, test: pl.DataFrame, decisions: np.ndarray,
     return metrics.agreement(expected, decisions[rows], near[rows])
 
 
-def golden(texts: list[str], answers: list[dict], near: np.ndarray) -> list[dict]:
+def golden(texts: list[str], answers: list[dict], doubtful: np.ndarray) -> list[dict]:
     """Some messages over the whole split whose answers are beyond doubt, half of them toxic where there are so many."""
-    clear = [(text, answer) for text, answer, row in zip(texts, answers, near) if not row.any()]
+    clear = [(text, answer) for text, answer, row in zip(texts, answers, doubtful) if not row]
     toxic = [pair for pair in clear if pair[1]["toxic"]]
     harmless = [pair for pair in clear if not pair[1]["toxic"]]
     chosen = [
@@ -208,13 +217,12 @@ def asked_of_all(config: Config, fixed: list[dict], answers: list[dict], thresho
 
     Where an answer may go either way, only its scores are held against a later one.
     """
-    near = near_threshold(answers, thresholds, config.gate.parity.near_threshold).any(axis=1)
     for message, answer in zip(fixed, answers):
         if message["toxic"] != answer["toxic"]:
             log.warning("%r is answered with toxic %s: see %s", message["text"], answer["toxic"], FIXED.name)
     return [
         {"text": message["text"], "answer": answer, "near_threshold": bool(either_way)}
-        for message, answer, either_way in zip(fixed, answers, near)
+        for message, answer, either_way in zip(fixed, answers, in_doubt(config, answers, thresholds))
     ]
 
 

@@ -22,13 +22,12 @@ from tasks.serving import build_engine, client, memory, repository, triton
 
 log = logging.getLogger(__name__)
 
-SCORE_TOLERANCE = 0.02  # of a golden message's score: a request's neighbours in a batch change the last digits
-
 
 def run(config: Config, run: Run) -> dict:
     """Swaps the run's staged version for the champion in the live servers.
 
-    Returns {"served_version", "previous_version", "swap_seconds"}; a version that is in service already is left alone.
+    Returns {"served_version", "previous_version", "swap_seconds"}; a version that is in service already stays, but for
+    its files on disk: where they are damaged, or fit this TensorRT or GPU no more, what was built anew replaces them.
 
     Raises:
         StepFailed: somebody else changed the champion meanwhile, a server does not answer, or the new version does not
@@ -39,8 +38,9 @@ def run(config: Config, run: Run) -> dict:
         finish_or_undo(config, servers)
         champion = registry.alias(config, "champion")
         if champion == version and repository.served(repository.live(config)) == version:
+            renewed = renew(config, servers, run, version)
             for server in servers.values():
-                serve_again(config, server, version)
+                serve_again(config, server, version, renewed)
             log.info("version %d is in service already", version)
             remove_builds(config.workspace, run.id)
             return {"served_version": version, "previous_version": registry.alias(config, "previous")}
@@ -53,6 +53,11 @@ def run(config: Config, run: Run) -> dict:
                 f"automatic promotion is on hold ({held}): trigger toxicity_release for version {version}, or clear "
                 'the hold with `python commands.py hold --clear --reason="…"` and run swap again'
             )
+        if repository.served(repository.live(config)) == version:
+            raise StepFailed(
+                f"{repository.live(config)} serves another version {version} than this registry's: stop the server, "
+                "remove that folder, start the server and run swap again"
+            )
         install(config, run, build_engine.of_run(config, run)[1], version)
         if config.release.version and champion and version == registry.alias(config, "previous"):
             change = going_back(config, champion, version, decided["reviewer"], decided["reason"])
@@ -63,13 +68,45 @@ def run(config: Config, run: Run) -> dict:
     return {"served_version": version, "previous_version": champion, "swap_seconds": seconds}
 
 
-def serve_again(config: Config, server, version: int) -> None:
-    """Loads the version in service where a server has lost it, and sees it answer. Raises StepFailed where it fails."""
+def renew(config: Config, servers: dict, run: Run, version: int) -> bool:
+    """Puts what the run has built into the place of the champion's files, where no server could load them any more.
+
+    Returns whether it did. A server that has the version loaded goes on from memory until it has loaded the new files.
+
+    Raises:
+        UsageError: the files are damaged, and the run has built nothing that could replace them.
+    """
+    live = repository.live(config)
+    try:
+        repository.verify(live, version)
+    except StepFailed as error:
+        log.warning("version %d is installed anew: %s", version, error)
+    else:
+        fits = any(has_loaded(server, version) for server in servers.values())
+        if fits or not build_engine.is_there(config, run):
+            return False
+        built = files.read_json(build_engine.folder_of(config, run) / "engine.json")
+        installed = files.read_json(repository.folder(live, repository.CLASSIFIER, version) / "engine.json")
+        if build_engine.fit_alike(installed, built):
+            return False
+        log.warning("version %d is installed anew: it was built with %s", version, build_engine.in_words(installed))
+    install(config, run, build_engine.of_run(config, run)[1], version)
+    config = repository.as_built(config, live, version)
+    for part in repository.PARTS:
+        repository.write(live, repository.part_config(config, part, [version]))
+    repository.write(live, repository.text_config(config, version))
+    return True
+
+
+def serve_again(config: Config, server, version: int, renewed: bool) -> None:
+    """Loads the version in service where a server has lost it, or the files it was loaded from are no more, and sees it
+    answer. Raises StepFailed where it fails."""
     from tritonclient.utils import InferenceServerException
 
     try:
-        if not (has_loaded(server, version) and server.is_model_ready(repository.TEXT, client_timeout=60)):
-            log.warning("a server does not serve version %d, loading it again", version)
+        serves = has_loaded(server, version) and server.is_model_ready(repository.TEXT, client_timeout=60)
+        if renewed or not serves:
+            log.warning("version %d is loaded again: %s", version, "its files are new" if serves else "it was lost")
             server.load_model(repository.TEXT, client_timeout=config.serving.load_timeout_s)
         confirm(config, server, version, repository.TEXT)
     except InferenceServerException as error:
@@ -115,11 +152,6 @@ def install(config: Config, run: Run, engine: Path, version: int) -> None:
     live, staged = repository.live(config), run.result("stage")
     if staged["sha256"] != files.read_json(engine / "engine.json")["sha256"]:
         raise StepFailed(f"{engine} is not what was staged: run `python commands.py stage` first")
-    if repository.served(live) == version:
-        raise StepFailed(
-            f"{live} serves another version {version} than this registry's: stop the server, remove {live}, start the "
-            "server and run swap again"
-        )
     repository.install(engine, live, version, golden=staged["golden"])
     repository.verify(live, version)
 
@@ -187,8 +219,10 @@ def replace(
     config = repository.as_built(config, live, version)
     try:
         beside = repository.for_both(config, live, repository.served(live), version)
+        require_fit(config, servers, version)
         journal = begin(config, servers, version, aliases, tags, hold)
     except Exception as error:
+        discard(config, version)
         raise StepFailed(f"version {version} is not put into service, what serves goes on: {error}") from error
     try:
         for server in servers.values():
@@ -227,6 +261,27 @@ def require_still_mine(still_mine) -> None:
         raise
     except Exception as error:
         log.warning("whether the lease is still held is not known: %s", error)
+
+
+def require_fit(config: Config, servers: dict, version: int) -> None:
+    """Raises StepFailed where a server has an engine loaded that fits another TensorRT or GPU than the version's does.
+
+    What the server itself says of a plan that does not fit it names neither.
+    """
+    live = repository.live(config)
+    old = repository.served(live)
+    if old not in repository.installed(live):
+        return
+    before, after = (
+        files.read_json(repository.folder(live, repository.CLASSIFIER, one) / "engine.json") for one in (old, version)
+    )
+    serving = [url for url, server in servers.items() if has_loaded(server, old)]
+    if serving and not build_engine.fit_alike(before, after):
+        raise StepFailed(
+            f"version {version} was built with {build_engine.in_words(after)}, but {serving[0]} serves version {old}, "
+            f"built with {build_engine.in_words(before)}: trigger toxicity_release for version {version}, which builds "
+            "it anew; or where the Triton image has changed, start the server from it first"
+        )
 
 
 def begin(config: Config, servers: dict, version: int, aliases: dict, tags: dict, hold: str | None) -> dict:
@@ -325,19 +380,23 @@ def confirm(config: Config, server, version: int, ensemble: str) -> None:
         raise StepFailed(f"the server says that version {version} of {', '.join(missing)} is not ready")
     for message in repository.golden(repository.live(config), version):
         found = client.ask(server, [message["text"]], config.serving.load_timeout_s, ensemble)[0]
-        if not as_expected(found, message, version):
+        if not as_expected(found, message, version, config.serving.score_tolerance):
             raise StepFailed(f"{message['text'][:60]!r} is answered with {found}, in stage it was {message['answer']}")
 
 
-def as_expected(found: dict, message: dict, version: int) -> bool:
-    """Whether an answer has the form that every version keeps, and is this version's, as recorded in `stage`."""
+def as_expected(found: dict, message: dict, version: int, tolerance: float) -> bool:
+    """Whether an answer has the form that every version keeps, and is this version's, as recorded in `stage`.
+
+    Args:
+        tolerance: of the scores; see serving.score_tolerance.
+    """
     if not well_formed(found) or found["version"] != version:
         return False
     expected, either_way = message["answer"], message.get("near_threshold", False)
     decided = (found["toxic"], found["labels"])
     if decided != (expected["toxic"], expected["labels"]) and not either_way:
         return False
-    return all(abs(found["scores"][name] - score) <= SCORE_TOLERANCE for name, score in expected["scores"].items())
+    return all(abs(found["scores"][name] - score) <= tolerance for name, score in expected["scores"].items())
 
 
 def well_formed(answer: dict) -> bool:
@@ -426,6 +485,19 @@ def undo(config: Config, servers: dict, journal: dict, reason: str) -> None:
         log.error("not all could be undone, the next swap or rollback tries again: %s", "; ".join(problems))
     else:
         journal_file(config).unlink()
+        discard(config, journal["to"])
+
+
+def discard(config: Config, version: int) -> None:
+    """Removes what was installed of a version that did not come into service; one that served stays, to go back to."""
+    live = repository.live(config)
+    try:
+        good = registry.history(config)
+    except Exception as error:  # its gigabytes are in nobody's way until the next swap that succeeds
+        log.warning("version %d stays in %s: %s", version, live, error)
+        return
+    if version not in (repository.served(live), *good):
+        repository.remove(live, version)
 
 
 def restore(config: Config, server, models: tuple[str, ...], journal: dict, was_loaded: bool) -> None:

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks import files, integrity
+from tasks import files
 from tasks.config import Config
 from tasks.errors import StepFailed, UsageError
 from tasks.serving import repository
@@ -51,7 +51,7 @@ def serve(config: Config) -> None:
         classifier = repository.folder(models, repository.CLASSIFIER, version)
         say_whether_it_fits(classifier)
         leave_out_what_may_not_load(config, models, version)
-        load = [repository.TEXT] if is_as_built(classifier) else []
+        load = [repository.TEXT] if is_as_built(models, version) else []
     ports = (config.serving.http_port, config.serving.grpc_port, config.serving.metrics_port)
     # A champion that no longer loads must not keep the server from starting: the next swap repairs it.
     become(config, models, ports, load, "--exit-on-error=false")
@@ -85,12 +85,14 @@ def say_whether_it_fits(classifier: Path) -> None:
         log.error("%s does not fit: %s", classifier, error)
 
 
-def is_as_built(classifier: Path) -> bool:
-    """Whether a plan is the one that was built: a part in Python looks when it loads, Triton at a plan does not."""
-    complaint = integrity.changed(classifier) if (classifier / "model.plan").exists() else None
-    if complaint:
-        log.error("it is not served: %s", complaint)
-    return complaint is None
+def is_as_built(models: Path, version: int) -> bool:
+    """Whether the files are those that were built: a part in Python looks when it loads, Triton at a plan does not."""
+    try:
+        repository.verify(models, version)
+    except StepFailed as error:
+        log.error("version %d is not served: %s", version, error)
+        return False
+    return True
 
 
 def serve_by_hand(config: Config, copied: Path) -> None:

@@ -132,10 +132,10 @@ def test_predict_asks_a_server(config, live, promote, tmp_path):
     done = predict("--text=you are an idiot", f"--url={config.serving.url}", "profile=demo")
     assert done.returncode == 1 and f"--url={config.serving.url}: the server has not loaded" in done.stderr
     promote(1)
-    expected = client.classify(["you are an idiot", "thank you"], config.serving.url)
+    expected = client.classify(["you are an idiot", "thank\u2028you"], config.serving.url)  # no line ends there
     done = predict("--text=you are an idiot", f"--url={config.serving.url}", "profile=demo")
     assert json.loads(done.stdout.splitlines()[-1]) == [{"text": "you are an idiot", **expected[0]}]
-    (tmp_path / "in.txt").write_text("you are an idiot\nthank you\n")
+    (tmp_path / "in.txt").write_text("you are an idiot\nthank\u2028you\n", encoding="utf-8")
     files_named = (f"--input-file={tmp_path}/in.txt", f"--output-file={tmp_path}/out.json")
     done = predict(*files_named, f"--url={config.serving.url}", "profile=demo")
     assert json.loads(done.stdout.splitlines()[-1])["messages"] == 2

@@ -9,7 +9,8 @@ from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from tasks import files, integrity
-from tasks.errors import StepFailed
+from tasks.errors import StepFailed, UsageError
+from tasks.labels import LABELS
 from tasks.promotion import registry
 from tasks.serving import client, repository, swap
 
@@ -141,15 +142,20 @@ def harmed(harm):
 
     def install_and_harm(config, run, engine, version):
         install(config, run, engine, version)
-        folder = repository.folder(repository.live(config), repository.CLASSIFIER, version)
-        for file in list(folder.iterdir()):  # the installed files are links to the engine's
-            content = file.read_bytes()
-            file.unlink()
-            file.write_bytes(content)
-        harm(folder)
+        harm(own_files(config, version))
 
     install = swap.install
     return install_and_harm
+
+
+def own_files(config, version):
+    """The classifier's folder of an installed version, whose files are links to the engine's no more."""
+    folder = repository.folder(repository.live(config), repository.CLASSIFIER, version)
+    for file in list(folder.iterdir()):
+        content = file.read_bytes()
+        file.unlink()
+        file.write_bytes(content)
+    return folder
 
 
 def test_a_broken_version_leaves_the_old_one_in_service(config, live, promote, monkeypatch):
@@ -157,6 +163,7 @@ def test_a_broken_version_leaves_the_old_one_in_service(config, live, promote, m
         patched.setattr(swap, "install", harmed(change_golden))
         promote(1)
     assert ready(config) == [] and not live.answers("/v2/models/toxic_text/ready")
+    assert repository.installed(repository.live(config)) == []
     assert registry.alias(config, "champion") is None and not swap.journal_file(config).exists()
 
     promote(1)
@@ -179,6 +186,7 @@ def test_a_broken_version_leaves_the_old_one_in_service(config, live, promote, m
         assert registry.alias(config, "champion") == 1 and registry.alias(config, "previous") is None
         assert "verdict" not in registry.tags(config, 2)
         assert repository.served(repository.live(config)) == 1 and not swap.journal_file(config).exists()
+        assert repository.installed(repository.live(config)) == [1]  # an engine has gigabytes
     assert promote(2)["served_version"] == 2  # the same version, unharmed
 
 
@@ -218,6 +226,103 @@ def test_engines_that_no_server_has_both_of_are_refused_before_anything_is_touch
     with pytest.raises(StepFailed, match="what serves goes on: .*engine=tensorrt, version 1 .* engine=onnx.*alike"):
         promote(2)
     assert answer(config)["version"] == 1 and not swap.journal_file(config).exists()
+    assert repository.installed(repository.live(config)) == [1]
+
+
+PLAN = {"engine": "tensorrt", "tensorrt_package": "tensorrt", "gpu": "NVIDIA L4", "compute_capability": "SM89"}
+
+
+def built_with(tensorrt):
+    """Has an installed version say that it is a plan of this release of TensorRT, which no server here could load."""
+
+    def say_so(folder):
+        file = folder / "engine.json"
+        files.write_json(file, {**files.read_json(file), **PLAN, "tensorrt": tensorrt})
+
+    return say_so
+
+
+def test_an_engine_that_does_not_fit_the_server_is_refused_before_anything_is_touched(
+    config, live, promote, bring, monkeypatch
+):
+    promote(1)
+    built_with("10.13.3.9")(own_files(config, 1))
+    with monkeypatch.context() as patched:
+        patched.setattr(swap, "install", harmed(built_with("10.9.0.34")))
+        with pytest.raises(
+            StepFailed,
+            match="what serves goes on: version 2 was built with TensorRT 10.9.0.34 for NVIDIA L4 .SM89., but "
+            f"{config.serving.url} serves version 1, built with TensorRT 10.13.3.9 .*toxicity_release for version 2",
+        ):
+            promote(2)
+    assert answer(config)["version"] == 1 and not swap.journal_file(config).exists()
+    assert repository.installed(repository.live(config)) == [1]
+
+
+def test_a_damaged_version_in_service_is_installed_anew_without_a_dropped_request(config, live, promote):
+    promote(1)
+    before = answer(config)
+    damage_model(own_files(config, 1))
+    with Clients(live) as clients:
+        assert promote(1) == {"served_version": 1, "previous_version": None}
+    assert clients.failures == [] and clients.answers and ready(config) == [1]
+    repository.verify(repository.live(config), 1)
+
+    # A server that has started on the damaged files serves none of them until they are new.
+    damage_model(own_files(config, 1))
+    live.kill()
+    live.start()
+    assert "version 1 is not served" in live.log.read_text() and not live.answers("/v2/models/toxic_text/ready")
+    promote(1)
+    for _ in range(2):
+        assert answer(config) == before and ready(config) == [1]
+        live.kill()
+        live.start("/v2/models/toxic_text/ready")
+
+
+def test_a_damaged_version_that_nothing_was_built_for_names_the_way_out(config, live, promote):
+    promote(1)
+    damage_model(own_files(config, 1))
+    with pytest.raises(UsageError, match="is not what run .* has built: run `python commands.py build_engine` first"):
+        swap.run(config, run_of(config.workspace, 1))
+    assert answer(config)["version"] == 1 and repository.served(repository.live(config)) == 1
+
+
+def test_a_version_in_service_that_fits_the_server_no_more_is_installed_anew(config, live, promote):
+    """As after an upgrade of the Triton image, which brings another TensorRT."""
+    promote(1)
+    before = answer(config)
+    built_with("10.9.0.34")(own_files(config, 1))
+    live.kill()
+    repository.write(repository.live(config), repository.text_config(config, None))  # it would not have loaded
+    live.start()
+    repository.write(repository.live(config), repository.text_config(config, 1))
+    promote(1)
+    assert answer(config) == before and ready(config) == [1]
+    classifier = repository.folder(repository.live(config), repository.CLASSIFIER, 1)
+    assert files.read_json(classifier / "engine.json")["engine"] == "onnx"
+
+
+def test_another_registrys_version_of_the_same_number_is_not_mixed_up_with_this_ones(config, live, promote):
+    promote(1)
+    registry.set_alias(config, "champion", 2)
+    with pytest.raises(StepFailed, match="serves another version 1 than this registry's: stop the server, remove"):
+        promote(1)
+    assert answer(config)["version"] == 1
+
+
+def test_an_answer_may_differ_by_the_tolerance_of_its_scores_and_nothing_else():
+    scores = dict.fromkeys(LABELS, 0.3) | {"toxic": 0.9}
+    message = {"answer": {"toxic": True, "labels": [], "scores": scores, "version": 1}}
+
+    def expected(tolerance, **other):
+        return swap.as_expected({**message["answer"], **other}, message, 1, tolerance)
+
+    moved = {**scores, "threat": 0.33}
+    assert expected(0.05, scores=moved) and not expected(0.02, scores=moved)
+    assert not expected(0.05, toxic=False) and not expected(0.05, labels=["threat"]) and not expected(0.05, version=2)
+    message["near_threshold"] = True
+    assert expected(0.05, toxic=False) and not expected(0.02, toxic=False, scores=moved)
 
 
 def test_who_has_lost_the_lease_undoes_nothing(config, live, promote, monkeypatch):

@@ -61,6 +61,11 @@ def test_a_group_named_beside_a_profile_wins():
     assert config.load(["profile=demo", "model=qwen"]).model.name == "Qwen/Qwen2.5-1.5B-Instruct"
 
 
+def test_a_type_that_the_engine_has_no_kernels_for_is_refused():
+    with pytest.raises(UsageError, match="serving.dtype='bfloat16'.*no bfloat16 kernels.*float32"):
+        config.load(["serving=onnx", "serving.dtype=bfloat16"])
+
+
 @pytest.mark.parametrize(
     "override, words",
     [
