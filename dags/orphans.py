@@ -47,16 +47,22 @@ def end_orphans(engine: APIClient, workspace: str) -> list[str]:
         if is_alive(labels[OWNER]):
             continue
         log.warning("ending the orphaned container of %s of run %s", labels.get("toxic.step"), labels.get("toxic.run"))
-        try:
-            engine.stop(container["Id"], timeout=30)  # a training writes its checkpoint
-            engine.remove_container(container["Id"], force=True)
-        except NotFound:
-            pass  # another step was faster
-        except APIError as error:
-            if error.status_code != 409:  # its removal is already under way
-                raise
+        end(engine, container["Id"])
         ended.append(labels.get("toxic.step", "?"))
     return ended
+
+
+def end(engine: APIClient, container: str, remove: bool = True) -> None:
+    """Tells a container to end, so that a training writes its checkpoint, and removes it. One that is gone is fine."""
+    try:
+        engine.stop(container, timeout=30)
+        if remove:
+            engine.remove_container(container, force=True)
+    except NotFound:
+        pass  # another was faster
+    except APIError as error:
+        if error.status_code != 409:  # its removal is already under way
+            raise
 
 
 if __name__ == "__main__":

@@ -27,9 +27,11 @@ from airflow.providers.standard.hooks.subprocess import SubprocessHook
 from airflow.sdk import BaseOperator, Context, Param
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from requests import RequestException
 
 from dags import orphans
 from docker import APIClient
+from docker.errors import DockerException
 from docker.types import DeviceRequest, Mount
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -258,6 +260,8 @@ class DockerStep(DockerOperator):
             command=["python", "commands.py", *step.command],
             environment={
                 "TOXIC_WORKSPACE": WORKSPACE_IN_CONTAINER,
+                "HOME": "/tmp",  # see `cli`
+                "HF_HOME": f"{WORKSPACE_IN_CONTAINER}/models/cache/huggingface",  # later steps need the base model too
                 **{name: os.environ[name] for name in PASSED_TO_CONTAINERS if name in os.environ},
             },
             mounts=[
@@ -269,7 +273,7 @@ class DockerStep(DockerOperator):
             cpus=0.5,  # Docker's weight, not a limit: where cores are short, what serves has twice as much
             log_opts_max_size="10m",
             log_opts_max_file="3",
-            auto_remove="force",
+            auto_remove="never",  # `end_container` does: "force" is SIGKILL, and then a training writes no checkpoint
             mount_tmp_dir=False,
             skip_on_exit_code=SKIP,
             # Triton's processes and PyTorch's loaders pass tensors through /dev/shm, which has 64 MiB otherwise.
@@ -280,14 +284,20 @@ class DockerStep(DockerOperator):
 
     @cached_property
     def cli(self) -> APIClient:
-        """The engine's client. Its containers have no rights of root and can gain none, for which the operator has no
-        parameters."""
+        """The engine's client. Its containers have no rights of root and can gain none, and write to nothing but the
+        workspace and /tmp; the operator has no parameters for that.
+
+        /tmp is memory, and counts as the step's. Compilers, PyTorch's for one, load what they have written there.
+        """
         client = super().cli
         client.create_host_config = partial(
             client.create_host_config,
             cap_drop=["ALL"],
             security_opt=["no-new-privileges:true"],
             pids_limit=4096,
+            read_only=True,
+            tmpfs={"/tmp": "exec"},
+            init=True,  # else the step is process 1, which no SIGTERM ends before Python has come to handle it
         )
         return client
 
@@ -306,9 +316,9 @@ class DockerStep(DockerOperator):
             if self.step.gpu and gpus():
                 with a_gpu() as gpu:
                     self.device_requests = [DeviceRequest(device_ids=[gpu], capabilities=[["gpu"]])]
-                    super().execute(context)
+                    self.run_container(context)
             else:
-                super().execute(context)
+                self.run_container(context)
         except (DockerContainerFailedException, DockerContainerFailedSkipException) as error:
             if isinstance(error, DockerContainerFailedSkipException):
                 exit_code = SKIP
@@ -316,6 +326,35 @@ class DockerStep(DockerOperator):
                 exit_code = int(re.search(r"'StatusCode': (\d+)", str(error)).group(1))
             raise failure(exit_code, error.logs[-1] if error.logs else "") from error
         return result_of((run_folder(dag_run.dag_id, dag_run.run_id) / f"{self.step.name}.json").read_text("utf-8"))
+
+    def run_container(self, context: Context) -> None:
+        """The operator's own work. However that ends, also when its time is up, the container is ended and removed."""
+        try:
+            super().execute(context)
+        finally:
+            self.end_container()
+
+    def on_kill(self) -> None:
+        """Tells the step to end; `execute` waits for that, and then removes the container.
+
+        After a SIGTERM Airflow gives a task 5 seconds, then kills it. The engine goes on ending the container, which
+        `orphans.end_orphans` removes.
+        """
+        if self.container is not None:
+            self.log.info("ending the container of %s", self.step.name)
+        self.end_container(remove=False)
+
+    def end_container(self, remove: bool = True) -> None:
+        """What goes wrong here is only logged: the task's last word is how its step ended."""
+        if self.container is None:  # there was none, or it is removed
+            return
+        try:
+            orphans.end(self.cli, self.container["Id"], remove)
+        except (DockerException, RequestException) as error:
+            self.log.warning("the next step has to remove the container of %s: %s", self.step.name, error)
+            return
+        if remove:
+            self.container = None
 
 
 def secret_mounts(names: tuple[str, ...]) -> list[Mount]:
@@ -351,7 +390,8 @@ def failure(exit_code: int, last_words: str) -> AirflowException:
     """The exception for a step that ended with `exit_code`; its last line says why, unless it was killed."""
     kind = {SKIP: AirflowSkipException, BAD_USAGE: AirflowFailException}.get(exit_code, AirflowException)
     if exit_code > 128 or exit_code < 0:
-        return kind(f"exit code {exit_code}: killed, most often for memory; its last line: {last_words or 'none'}")
+        how = "told to end" if exit_code in (128 + signal.SIGTERM, -signal.SIGTERM) else "killed, most often for memory"
+        return kind(f"exit code {exit_code}: {how}; its last line: {last_words or 'none'}")
     return kind(last_words or f"exit code {exit_code}")
 
 

@@ -19,6 +19,13 @@ require_no_step() {
     exit 1
 }
 
+# A task that was killed may have left its container, running or not. Nobody waits for it; nor for any, where the scheduler
+# does not run.
+if [ -n "$(docker compose ps --quiet --status=running airflow-scheduler)" ]; then
+    docker compose exec -T airflow-scheduler python -m dags.orphans
+else
+    docker/end_steps.sh
+fi
 require_no_step
 docker compose stop airflow-scheduler # so that none starts meanwhile; what serves goes on
 trap 'docker compose start airflow-scheduler' EXIT

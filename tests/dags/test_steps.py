@@ -3,14 +3,20 @@
 import json
 import os
 import subprocess
+import time
+from datetime import timedelta
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
+import requests
 from airflow.providers.docker.exceptions import DockerContainerFailedException, DockerContainerFailedSkipException
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException, AirflowTaskTimeout
+from airflow.sdk.execution_time.task_runner import _run_execute_callable
 from conftest import ROOT
 
 from dags import orphans, steps
+from docker.errors import APIError, NotFound
 
 HOSTILE = [
     "/data/my files, new",
@@ -145,7 +151,8 @@ def test_a_container_runs_the_steps_command_on_the_workspace(docker, name):
     assert (mount["Target"], mount["Source"], mount["Type"]) == ("/workspace", "the-workspace", "volume")
     assert task.environment["TOXIC_WORKSPACE"] == "/workspace"
     assert task.environment["MLFLOW_TRACKING_URI"] == "http://mlflow:8080"
-    assert (task.network_mode, task.auto_remove, task.mount_tmp_dir) == ("the-network", "force", False)
+    assert (task.environment["HOME"], task.environment["HF_HOME"]) == ("/tmp", "/workspace/models/cache/huggingface")
+    assert (task.network_mode, task.auto_remove, task.mount_tmp_dir) == ("the-network", "never", False)
     assert (task.skip_on_exit_code, task.container_name, task.retrieve_output) == ([99], None, False)
 
 
@@ -251,6 +258,105 @@ def test_a_container_that_was_killed_says_so(docker, engine):
     engine(kill)
     with pytest.raises(AirflowException, match="^exit code 137: killed, most often for memory; .*: step 40 of 160$"):
         docker("train").execute(CONTEXT)
+
+
+class Engine:
+    """Stands for the daemon's client: one container, how it ends, and what was asked in order to end it."""
+
+    def __init__(self, exit_code=0, meanwhile=lambda: None, trouble=None):
+        self.exit_code, self.meanwhile, self.trouble, self.asked = exit_code, meanwhile, trouble, []
+
+    def images(self, name):
+        return [name]
+
+    def create_host_config(self, **settings):
+        return settings
+
+    def create_container(self, **settings):
+        return {"Id": "0123"}
+
+    def attach(self, container, **settings):
+        yield b"a line\n"
+        self.meanwhile()
+        yield b"why\n"
+
+    def start(self, container):
+        pass
+
+    def wait(self, container):
+        assert "remove" not in self.asked
+        return {"StatusCode": self.exit_code}
+
+    def stop(self, container, timeout):
+        self.asked.append("stop")
+        if self.trouble:
+            raise self.trouble
+
+    def remove_container(self, container, force):
+        self.asked.append("remove")
+
+
+@pytest.fixture
+def run(docker, workspace, monkeypatch):
+    """A function that runs the step `train` on an engine, and returns the error it ends with, or None."""
+    folder = workspace / "runs" / "weekly-x"
+    folder.mkdir(parents=True)
+    (folder / "train.json").write_text("{}")
+    monkeypatch.setattr(steps.orphans, "end_orphans", lambda engine, workspace: [])
+    task = docker("train")
+
+    def run(engine, within_s=60.0):
+        monkeypatch.setattr(steps.DockerStep, "cli", engine)
+        task.execution_timeout = timedelta(seconds=within_s)
+        try:
+            assert _run_execute_callable(CONTEXT, task.execute, task) == {}
+        except BaseException as error:
+            return error
+
+    run.task = task
+    return run
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "kind"),
+    [(0, type(None)), (1, AirflowException), (2, AirflowFailException), (99, AirflowSkipException)],
+)
+def test_a_container_that_has_ended_is_removed(run, exit_code, kind):
+    engine = Engine(exit_code)
+    error = run(engine)
+    assert type(error) is kind and str(error) in ("why", "None")
+    assert engine.asked == ["stop", "remove"]
+
+
+TROUBLES = [
+    NotFound("no such container"),
+    APIError("removal is already in progress", response=SimpleNamespace(status_code=409)),
+    requests.ConnectionError("no engine"),
+]
+
+
+@pytest.mark.parametrize("trouble", [None, *TROUBLES])
+def test_a_step_that_takes_too_long_is_told_to_end_and_that_it_did_is_the_last_word(run, trouble):
+    engine = Engine(meanwhile=lambda: time.sleep(60), trouble=trouble)
+    error = run(engine, within_s=0.2)
+    assert type(error) is AirflowTaskTimeout and error.__context__ is None
+    if trouble is None:
+        assert engine.asked == ["stop", "remove"]
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_an_end_that_can_not_be_brought_about_hides_neither_result_nor_reason(run, trouble):
+    assert run(Engine(trouble=trouble)) is None
+    assert str(run(Engine(exit_code=1, trouble=trouble))) == "why"
+
+
+def test_a_step_that_is_told_to_end_says_its_last_line(run):
+    """Airflow calls `on_kill` at a SIGTERM, in the middle of `execute`: the container must outlive that."""
+    engine = Engine(exit_code=143, meanwhile=run.task.on_kill)
+    assert str(run(engine)) == "exit code 143: told to end; its last line: why"
+    assert engine.asked == ["stop", "stop", "remove"]
+    run.task.on_kill()  # too late, or before there is a container
+    assert engine.asked == ["stop", "stop", "remove"]
 
 
 def test_both_runners_take_the_same_steps(monkeypatch):

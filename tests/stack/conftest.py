@@ -5,6 +5,7 @@
 
 import json
 import os
+import secrets
 import subprocess
 import time
 from pathlib import Path
@@ -32,6 +33,7 @@ class Stack:
         self.ports = dict(zip(PORTS, free_ports(len(PORTS))))
         self.environment = {
             **{key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL")},
+            "MAKEFLAGS": "e",  # what stands here comes before an .env of this checkout
             **{name: str(port) for name, port in self.ports.items()},
             "COMPOSE_FILE": f"{ROOT / 'docker-compose.yaml'}:{Path(__file__).with_name('overrides.yaml')}",
             "COMPOSE_PROFILES": "cpu",
@@ -105,10 +107,16 @@ class Stack:
             found = airflow.get(f"{WEEKLY}/dagRuns/{run_id}/taskInstances").raise_for_status().json()
         return {task["task_id"]: task for task in found["task_instances"]}
 
-    def log(self, run_id: str, task: str, attempt: int = 1) -> str:
-        path = f"{WEEKLY}/dagRuns/{run_id}/taskInstances/{task}/logs/{attempt}"
+    def log(self, run_id: str, task: str, attempt: int = 1, dag: str = WEEKLY) -> str:
+        path = f"{dag}/dagRuns/{run_id}/taskInstances/{task}/logs/{attempt}"
         with self.airflow("viewer") as airflow:
             return airflow.get(path, params={"full_content": True}).raise_for_status().text
+
+    def errors(self, run_id: str, task: str, attempt: int = 1, dag: str = WEEKLY) -> list[str]:
+        """What a task's log says as an error, in order: the exception's type where there is one, else the message."""
+        lines = json.loads(self.log(run_id, task, attempt, dag))["content"]
+        errors = [line for line in lines if line.get("level") in ("error", "critical")]
+        return [line["error_detail"][0]["exc_type"] if line.get("error_detail") else line["event"] for line in errors]
 
     def finish(self, run_id: str, timeout: float = 900, watch=lambda: None) -> str:
         """Waits for the end of a run and returns its state; `watch` is called meanwhile."""
@@ -128,24 +136,23 @@ class Stack:
 
     def wait_for_step(self, step: str, timeout: float = 300) -> str:
         """The container of a step, once it runs."""
-        found: list[str] = []
 
-        def runs() -> bool:
-            found[:] = [container for container, name in self.steps(running=True).items() if name == step]
-            return bool(found)
+        def container() -> str | None:
+            return {name: container for container, name in self.steps(running=True).items()}.get(step)
 
-        wait_for(runs, timeout, lambda: str(self.steps()))
-        return found[0]
+        return wait_for(container, timeout, lambda: str(self.steps()))
 
     def ask(self, text: str = TEXT) -> dict:
         return ask(self.url("TRITON_HTTP_PORT"), text)
 
 
-def wait_for(condition, timeout: float, story=lambda: "") -> None:
+def wait_for(condition, timeout: float, story=lambda: ""):
+    """Waits until a condition holds, and returns what it came to."""
     deadline = time.monotonic() + timeout
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, f"not within {timeout} s: {story()}"
         time.sleep(1)
+    return found
 
 
 def figure(name: str, value: float, unit: str = "s") -> None:
@@ -162,6 +169,8 @@ def stack(tmp_path_factory):
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3g,uid=10001,gid=10001", "tmpfs", stack.workspace], check=True)
     try:
         stack.run("make", "secrets")
+        for name in ("KAGGLE_API_TOKEN", "HF_TOKEN"):  # made empty; the demo profile asks neither site
+            (stack.secrets / name).write_text(f"no-token-{secrets.token_urlsafe(24)}")
         started = time.monotonic()
         stack.compose("build")
         built = time.monotonic()

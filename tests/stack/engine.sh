@@ -102,7 +102,12 @@ start)
     start >&2
     echo "export $printed"
     ;;
-stop) [ ! -f "$folder/dockerd.pid" ] || kill "$(cat "$folder/dockerd.pid")" ;;
+stop) # a file that was left behind may name another process by now
+    pid=$(cat "$folder/dockerd.pid" 2>/dev/null || true)
+    if grep --quiet --no-messages --text --fixed-strings "$folder/dockerd.pid" "/proc/${pid:-none}/cmdline"; then
+        kill "$pid"
+    fi
+    ;;
 *)
     sed -n '2,9p' "$0"
     exit 2

@@ -8,4 +8,5 @@ from dags.steps import step_task
 
 with DAG("impatient", schedule=None, params={"profile": "demo"}):
     download = step_task("download")
-    download.command, download.execution_timeout, download.retries = ["sleep", "600"], timedelta(seconds=15), 0
+    download.command = ["sh", "-c", "trap 'touch /workspace/told-to-end; exit 143' TERM; sleep 600 & wait"]
+    download.execution_timeout, download.retries = timedelta(seconds=15), 0

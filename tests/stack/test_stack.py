@@ -24,10 +24,24 @@ STEPS = {
 
 
 @pytest.mark.parametrize("profile", ["cpu", "gpu"])
-def test_compose_takes_both_profiles(profile):
-    command = ["docker", "compose", "--env-file", f"docker/{profile}.env", "config", "--quiet"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+def test_compose_takes_both_profiles_from_any_folder(profile, tmp_path):
+    for file in ("Makefile", "docker-compose.yaml"):
+        shutil.copy(ROOT / file, tmp_path)
+    shutil.copytree(ROOT / "docker", tmp_path / "docker")
+    bare = {name: value for name, value in os.environ.items() if not name.startswith(("TOXIC_", "COMPOSE_", "MAKE"))}
+
+    def config():
+        command = ["docker", "compose", "config"]
+        return subprocess.run(command, cwd=tmp_path / "docker", env=bare, capture_output=True, text=True)
+
+    unset = config()
+    assert unset.returncode and "make secrets PROFILE=cpu writes it into .env" in unset.stderr
+    subprocess.run(["make", "secrets", f"PROFILE={profile}"], cwd=tmp_path, env=bare, check=True)
+    subprocess.run(["make", "secrets", f"PROFILE={profile}"], cwd=tmp_path, env=bare, check=True)
+    assert (tmp_path / ".env").read_text().splitlines().count(f"TOXIC_SECRETS={tmp_path}/secrets") == 1
+    done = config()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"TOXIC_SECRETS: {tmp_path}/secrets\n" in done.stdout
 
 
 def test_a_missing_secret_stops_the_start_with_its_name(stack):
@@ -124,6 +138,7 @@ def test_no_step_ran_as_root_or_with_more_than_it_needs(served):
         host = found["HostConfig"]
         assert not host["Privileged"] and host["Memory"] == 4 * 2**30 and host["PidsLimit"] == 4096, step
         assert host["CapDrop"] == ["ALL"] and host["SecurityOpt"] == ["no-new-privileges:true"], step
+        assert host["ReadonlyRootfs"] and host["Tmpfs"] == {"/tmp": "exec"} and host["Init"], step
         mounts = {mount["Destination"] for mount in found["Mounts"]}
         expected = {"/workspace", "/run/secrets/MLFLOW_TRACKING_PASSWORD"}
         expected |= {"/run/secrets/KAGGLE_API_TOKEN"} if step == "download" else set()
@@ -131,8 +146,9 @@ def test_no_step_ran_as_root_or_with_more_than_it_needs(served):
         assert mounts == expected, step
 
 
-def test_no_secret_is_in_images_containers_logs_or_mlflow(stack, served):
-    secrets = {secret.name: secret.read_text() for secret in stack.secrets.iterdir() if secret.read_text()}
+def test_no_secret_is_in_images_containers_logs_or_databases(stack, served):
+    secrets = {secret.name: secret.read_text() for secret in stack.secrets.iterdir()}
+    assert all(secrets.values()), "an empty one could not be found"
     secrets |= {name: value.split(":")[2].split("@")[0] for name, value in secrets.items() if "://" in value}
     places = {"steps": json.dumps(served["inspected"])}
     for image in ("toxic-airflow", "toxic-trainer", "toxic-triton"):
@@ -141,7 +157,9 @@ def test_no_secret_is_in_images_containers_logs_or_mlflow(stack, served):
         places[service] = inspect(stack, stack.container(service), "{{json .}}")
     places["logs"] = stack.compose("logs", "--no-color").stdout
     places["tasks' logs"] = stack.compose("exec", "-T", "airflow-scheduler", "grep", "-rh", "", "/logs").stdout
-    places["MLflow"] = stack.compose("exec", "-T", "postgres", "pg_dump", "--username=postgres", "mlflow").stdout
+    for database in ("airflow", "mlflow"):
+        dump = ["pg_dump", "--username=postgres", database]
+        places[f"the database {database}"] = stack.compose("exec", "-T", "postgres", *dump).stdout
     for folder in ("runs", "logs", "mlflow"):
         places[folder] = stack.compose("exec", "-T", "mlflow", "grep", "-rha", "", f"/workspace/{folder}").stdout
     found = {(secret, place) for place, text in places.items() for secret, value in secrets.items() if value in text}
@@ -176,6 +194,14 @@ def test_clients_can_not_load_or_unload_models_over_grpc(stack, served):
         ):
             with pytest.raises(InferenceServerException, match="PERMISSION_DENIED"):
                 refused()
+    assert stack.ask()["version"] == 1
+
+
+@pytest.mark.parametrize("data", [r'["\ud800"]', "[5]", '["you"', "[null]"], ids=["lone surrogate", "number", "cut", "null"])
+def test_a_body_that_triton_can_not_read_is_the_clients_error(stack, served, data):
+    body = '{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": %s}]}' % data
+    found = httpx.post(stack.url("TRITON_HTTP_PORT", "/v2/models/toxic_text/infer"), content=body)
+    assert found.status_code == 400 and "pars" in found.json()["error"]
     assert stack.ask()["version"] == 1
 
 
@@ -304,6 +330,28 @@ def test_what_the_reviewer_said_is_on_record(stack, swapped):
     assert decided["reason"] == "better on threats"
 
 
+def test_an_alias_that_the_reviewer_sets_in_mlflow_starts_a_release(stack, swapped):
+    """It is given up before it changes what serves, and clears the wish away all the same."""
+    dag, mlflow = "/api/v2/dags/toxicity_release", stack.url("MLFLOW_PORT", "/api/2.0/mlflow")
+    auth = ("reviewer", stack.secret("MLFLOW_REVIEWER_PASSWORD"))
+    version = {"name": "toxic_classificator", "version": "1"}
+    tag, alias = {**version, "key": "approved_by", "value": "ann"}, {**version, "alias": "approved"}
+    httpx.post(f"{mlflow}/model-versions/set-tag", json=tag, auth=auth).raise_for_status()
+    httpx.post(f"{mlflow}/registered-models/alias", json=alias, auth=auth).raise_for_status()
+    stack.wait_for_step("export_onnx", 120)
+    (decided,) = stack.workspace.glob("runs/release-*/decide.json")
+    assert {"version": 1, "decision": "approve", "reviewer": "ann"}.items() <= json.loads(decided.read_text()).items()
+    with stack.airflow("admin") as admin:
+        (run,) = admin.get(f"{dag}/dagRuns").raise_for_status().json()["dag_runs"]
+        path = f"{dag}/dagRuns/{run['dag_run_id']}"
+        admin.patch(f"{path}/taskInstances/export_onnx", json={"new_state": "failed"}).raise_for_status()
+        wait_for(lambda: admin.get(path).json()["state"] == "failed", 120)
+    model = httpx.get(f"{mlflow}/registered-models/get", params={"name": version["name"]}, auth=auth).json()
+    assert "approved" not in {one["alias"] for one in model["registered_model"]["aliases"]}
+    wait_for(lambda: not stack.steps(), 60)
+    assert stack.ask()["version"] == 2
+
+
 def test_a_killed_container_of_a_step_is_tried_again(stack, swapped):
     prepare = stack.tasks("second")["prepare"]
     assert (prepare["state"], prepare["try_number"]) == ("success", 2)
@@ -343,8 +391,11 @@ def test_a_step_that_takes_too_long_is_ended_with_its_container(stack):
         admin.post(f"{dag}/dagRuns", json=run).raise_for_status()
         stack.wait_for_step("download")
         wait_for(lambda: admin.get(f"{dag}/dagRuns/late").json()["state"] == "failed", 120)
-        log = admin.get(f"{dag}/dagRuns/late/taskInstances/download/logs/1", params={"full_content": True}).text
-    assert "AirflowTaskTimeout" in log and "Stopping docker container" in log
+    assert stack.errors("late", "download", dag=dag)[-1] == "AirflowTaskTimeout"
+    assert "NotFound" not in stack.log("late", "download", dag=dag)
+    told = stack.workspace / "told-to-end"
+    assert told.exists(), "its container was killed"
+    told.unlink()
     assert stack.steps() == {}
 
 
@@ -355,8 +406,9 @@ def test_a_step_that_a_person_marks_as_failed_is_ended_with_its_container(stack,
         task = f"{WEEKLY}/dagRuns/given-up/taskInstances/train"
         operator.patch(task, json={"new_state": "failed"}).raise_for_status()
     wait_for(lambda: step not in stack.steps(), 120)
-    assert "Stopping docker container" in stack.log("given-up", "train")
+    assert "ending the container of train" in stack.log("given-up", "train")
     assert stack.finish("given-up") == "failed" and stack.steps() == {}
+    assert not (stack.workspace / "runs" / "weekly-given-up" / "train.json").exists(), "it was let go on to its end"
     assert stack.ask()["version"] == 2
 
 
@@ -377,13 +429,19 @@ def test_a_killed_scheduler_leaves_no_orphan_and_its_run_ends_well(stack, swappe
 
 
 def test_a_backup_brings_back_both_the_databases_and_the_workspace(stack, swapped, tmp_path):
+    labels = (f"toxic.workspace={stack.name}-workspace", "toxic.owner=gone 1 1", "toxic.step=train")
+    stack.run("docker", "create", *(f"--label={label}" for label in labels), "toxic-trainer", "true")
     backup = stack.run("make", "backup", f"BACKUPS={tmp_path}").stdout.splitlines()[-1]
+    assert stack.steps() == {}, "what a killed task has left is in the way of no backup"
     before = {run["dag_run_id"] for run in stack.airflow("viewer").get(f"{WEEKLY}/dagRuns").json()["dag_runs"]}
-    broken = shutil.copytree(backup, tmp_path / "broken")
-    archive = broken / "workspace.tar"
-    os.truncate(archive, archive.stat().st_size // 2)
-    refused = stack.run("make", "restore", f"BACKUP={broken}", check=False)
-    assert refused.returncode and "workspace.tar is no whole archive" in refused.stderr and stack.ask()["version"] == 2
+    for file, problem in (("airflow.dump", "no whole dump"), ("workspace.tar", "no whole archive")):
+        broken = shutil.copytree(backup, tmp_path / "broken")
+        os.truncate(broken / file, (broken / file).stat().st_size // 2)
+        refused = stack.run("make", "restore", f"BACKUP={broken}", check=False)
+        assert refused.returncode and f"{broken / file} is {problem}: name another backup" in refused.stderr
+        assert stack.ask()["version"] == 2
+        shutil.rmtree(broken)
+    stack.wait_healthy()
     stack.compose("down", "--timeout=20")
     stack.run("docker", "volume", "rm", f"{stack.name}_postgres")
     for lost in stack.workspace.iterdir():
@@ -411,7 +469,7 @@ def test_a_killed_postgres_comes_back_and_the_run_ends_well(stack, swapped):
     stack.wait_healthy()
     if state == "failed":  # a task that could not say how it ended: red, with a reason, and a next run is good
         failed = [name for name, task in stack.tasks("postgres-killed").items() if task["state"] == "failed"]
-        assert len(failed) == 1 and stack.log("postgres-killed", failed[0])
+        assert len(failed) == 1 and reasons(stack, "postgres-killed", failed[0])
         stack.trigger("after-postgres", SHORT)
         assert stack.finish("after-postgres") == "success"
     assert stack.steps() == {}
@@ -436,6 +494,15 @@ def test_a_rollback_by_hand_is_one_command_and_so_is_the_end_of_its_hold(stack, 
     assert stack.ask()["version"] == 1
     assert "version 2 was rolled back" in command("hold")
     command("hold", "--clear", "--reason=tried in a test")
+
+
+def reasons(stack, run_id: str, task: str) -> list[str]:
+    """Why a task failed: the errors in its last log, and what the scheduler noted of one that could not say it."""
+    which = {"dag_id": "toxicity_weekly", "run_id": run_id, "task_id": task}
+    with stack.airflow("admin") as admin:
+        noted = admin.get("/api/v2/eventLogs", params=which).raise_for_status().json()["event_logs"]
+    lost = [event["event"] for event in noted if event["event"] in ("heartbeat timeout", "state mismatch")]
+    return stack.errors(run_id, task, stack.tasks(run_id)[task]["try_number"]) + lost
 
 
 def inspect(stack, what: str, form: str) -> str:
