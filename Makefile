@@ -44,9 +44,11 @@ down: ## stop what `make demo` or `make up` left running; data stays
 status: ## what of it is running, and where
 	@[ ! -x $(TASKS) ] || $(TASKS) -m local.services status
 
+# Most tests wait for servers: two at a time take little more than half the time. WORKERS=0: one after another.
+WORKERS ?= 2
 test: envs .venv/tasks/.tensorrt-rtx ## the whole suite, with real components
-	$(TASKS) -m pytest tests/unit tests/steps tests/serving tests/pages
-	.venv/airflow/bin/python -m pytest tests/dags
+	$(TASKS) -m pytest --numprocesses=$(WORKERS) --dist=worksteal tests/unit tests/steps tests/serving tests/pages
+	.venv/airflow/bin/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal tests/dags
 
 evidence: envs ## the demo's promises: retrain, swap under load, a killed server, bad data (about 8 min)
 	$(TASKS) -m pytest tests/demo -s
@@ -65,6 +67,8 @@ BACKUPS ?= backups
 secrets: ## the stack's passwords, those that are missing; PROFILE=cpu or gpu writes .env too, NAMES="…" makes these anew
 	@docker/secrets.sh "$(TOXIC_SECRETS)" $(NAMES)
 	@[ -z "$(PROFILE)" ] || [ -e .env ] || cp docker/$(PROFILE).env .env
+	@[ -z "$(PROFILE)" ] || grep -q "^TOXIC_SECRETS=" .env || \
+		printf '# where the secrets of this host are\nTOXIC_SECRETS=%s\n' "$$(realpath "$(TOXIC_SECRETS)")" >>.env
 	@[ -z "$(PROFILE)" ] || grep -qx "COMPOSE_PROFILES=$(PROFILE)" .env || \
 		{ echo ".env is there and has another profile than $(PROFILE): change it by hand, or move it away" >&2; exit 2; }
 

@@ -104,6 +104,20 @@ def test_what_was_timed_is_kept_and_what_can_not_be_read_is_made_anew(rtx, bfloa
     build(workspace, bfloat16)
     kept = cache.read_bytes()
     assert kept
+    given = []
+
+    class Options:  # hears what TensorRT's own is given
+        real = rtx.Builder(build_engine.listen(rtx)).create_builder_config()
+
+        def create_timing_cache(self, known):
+            given.append(known)
+            return self.real.create_timing_cache(known)
+
+        def set_timing_cache(self, known, ignore_mismatch):
+            return self.real.set_timing_cache(known, ignore_mismatch)
+
+    build_engine.use_timing_cache(Options(), cache)
+    assert given == [kept]
     cache.write_bytes(b"damaged")
     build(workspace, bfloat16)
     assert cache.read_bytes() == kept
