@@ -6,8 +6,9 @@
     python benchmarks/engine.py --checkpoint=workspace/models/finetuned/final --messages=512   # export what was trained
 
 Each part runs in a process of its own, whose peak memory is its own. The export is checked on --messages messages: of
-the generated sample, or where it is a checkpoint's, of the test split in the workspace. Prints one JSON line per figure; TensorRT's log goes to stderr. Further arguments are overrides of
-the configuration, such as serving.compute_capability=SM120.
+the generated sample, or where it is a checkpoint's, of the test split in the workspace. Prints one JSON line per
+figure; TensorRT's log goes to stderr. Further arguments are overrides of the configuration, such as
+serving.compute_capability=SM120.
 """
 
 import argparse

@@ -43,7 +43,9 @@ def create(config: Config, repository: Path) -> None:
 def as_built(config: Config, repository: Path, version: int) -> Config:
     """The configuration, but with the engine, sizes and tolerance that an installed version was built with."""
     engine = files.read_json(folder(repository, CLASSIFIER, version) / "engine.json")
-    built = {name: engine[name] for name in ("engine", "max_batch_size", "buckets", "score_tolerance") if name in engine}
+    built = {
+        name: engine[name] for name in ("engine", "max_batch_size", "buckets", "score_tolerance") if name in engine
+    }
     return config.model_copy(update={"serving": config.serving.model_copy(update=built)})
 
 

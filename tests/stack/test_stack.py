@@ -197,7 +197,9 @@ def test_clients_can_not_load_or_unload_models_over_grpc(stack, served):
     assert stack.ask()["version"] == 1
 
 
-@pytest.mark.parametrize("data", [r'["\ud800"]', "[5]", '["you"', "[null]"], ids=["lone surrogate", "number", "cut", "null"])
+@pytest.mark.parametrize(
+    "data", [r'["\ud800"]', "[5]", '["you"', "[null]"], ids=["lone surrogate", "number", "cut", "null"]
+)
 def test_a_body_that_triton_can_not_read_is_the_clients_error(stack, served, data):
     body = '{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": %s}]}' % data
     found = httpx.post(stack.url("TRITON_HTTP_PORT", "/v2/models/toxic_text/infer"), content=body)
