@@ -64,15 +64,21 @@ COMPOSE = VERSION="$$(git describe --tags --always --dirty)" GIT_COMMIT="$$(git 
 export TOXIC_SECRETS ?= $(CURDIR)/secrets
 BACKUPS ?= backups
 
+# Steps' containers are given the path on the host, which has to be whole: compose knows it from .env alone.
+NAME_SECRETS = grep -qs "^TOXIC_SECRETS=" .env || \
+	printf '\n\043 where the secrets of this host are\nTOXIC_SECRETS=%s\n' "$$(realpath "$(TOXIC_SECRETS)")" >>.env
+
 secrets: ## the stack's passwords, those that are missing; PROFILE=cpu or gpu writes .env too, NAMES="…" makes these anew
+	@[ ! -d secrets ] || [ -d "$(TOXIC_SECRETS)" ] || \
+		{ echo "TOXIC_SECRETS is $(TOXIC_SECRETS), which is not there, but secrets/ is: correct it in .env" >&2; exit 2; }
 	@docker/secrets.sh "$(TOXIC_SECRETS)" $(NAMES)
 	@[ -z "$(PROFILE)" ] || [ -e .env ] || cp docker/$(PROFILE).env .env
-	@[ -z "$(PROFILE)" ] || grep -q "^TOXIC_SECRETS=" .env || \
-		printf '# where the secrets of this host are\nTOXIC_SECRETS=%s\n' "$$(realpath "$(TOXIC_SECRETS)")" >>.env
+	@[ -z "$(PROFILE)" ] || { $(NAME_SECRETS); }
 	@[ -z "$(PROFILE)" ] || grep -qx "COMPOSE_PROFILES=$(PROFILE)" .env || \
 		{ echo ".env is there and has another profile than $(PROFILE): change it by hand, or move it away" >&2; exit 2; }
 
 up: ## build what has changed, start the stack and wait until all of it answers
+	@[ ! -e .env ] || { $(NAME_SECRETS); }
 	@$(COMPOSE) build
 	@$(COMPOSE) up --detach --wait --no-build
 

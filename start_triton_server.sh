@@ -12,7 +12,10 @@ chosen=" $* " # what was chosen by hand stays
 
 if nvidia-smi -L >/dev/null 2>&1 && docker info >/dev/null 2>&1; then
   image=toxic-triton
-  docker build --quiet --tag "$image" --file docker/triton.Dockerfile . # only what has changed
+  docker build --quiet --tag "$image" --file docker/triton.Dockerfile . || { # only what has changed
+    echo "$image could not be built, see above: the one that is there serves, if there is one" >&2
+    docker image inspect "$image" >/dev/null
+  }
   workspace="$(realpath -m "${TOXIC_WORKSPACE:-workspace}")"
   mkdir -p "$workspace"
   [[ "$chosen" == *" profile="* || "$chosen" == *" serving="* ]] || set -- profile=gpu "$@"

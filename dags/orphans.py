@@ -53,7 +53,7 @@ def end_orphans(engine: APIClient, workspace: str) -> list[str]:
 
 
 def end(engine: APIClient, container: str, remove: bool = True) -> None:
-    """Tells a container to end, so that a training writes its checkpoint, and removes it. One that is gone is fine."""
+    """Tells a container to end, so that a training can write its checkpoint, and removes it; fine if it is gone."""
     try:
         engine.stop(container, timeout=30)
         if remove:

@@ -273,7 +273,7 @@ class DockerStep(DockerOperator):
             cpus=0.5,  # Docker's weight, not a limit: where cores are short, what serves has twice as much
             log_opts_max_size="10m",
             log_opts_max_file="3",
-            auto_remove="never",  # `end_container` does: "force" is SIGKILL, and then a training writes no checkpoint
+            auto_remove="never",  # `end_container` does: "force" is SIGKILL, after which there is no checkpoint
             mount_tmp_dir=False,
             skip_on_exit_code=SKIP,
             # Triton's processes and PyTorch's loaders pass tensors through /dev/shm, which has 64 MiB otherwise.

@@ -15,10 +15,14 @@ def changed(folder: Path) -> str | None:
     record = folder / RECORD
     if not record.exists():
         return f"{record} is missing, so nobody knows what was installed: {way_out(folder)}"
-    for name, expected in json.loads(record.read_text(encoding="utf-8")).items():
-        found = sha256(folder / name)
-        if found != expected:
-            return f"{folder / name} has SHA-256 {found[:12]}, installed was {expected[:12]}: {way_out(folder)}"
+    try:
+        hashes = json.loads(record.read_text(encoding="utf-8"))
+        found = {name: sha256(folder / name) for name in hashes}
+    except (OSError, ValueError) as error:  # ValueError: it is no JSON, or no UTF-8
+        return f"what {record} lists can't be read ({error}): {way_out(folder)}"
+    for name, expected in hashes.items():
+        if found[name] != expected:
+            return f"{folder / name} has SHA-256 {found[name][:12]}, installed was {expected[:12]}: {way_out(folder)}"
     return None
 
 

@@ -170,7 +170,7 @@ def folder(repository: Path, part: str, version: int) -> Path:
 
 
 def install(engine: Path, repository: Path, version: int, parts=PARTS, golden: list[dict] = ()) -> None:
-    """Adds a version that is not served yet; a folder of that number left by an earlier try is replaced.
+    """Adds a version; folders of that number, left by an earlier try or damaged, are replaced one after another.
 
     Args:
         engine: a folder from build_engine: model files, tokenizer.json, settings.json, engine.json.
@@ -221,10 +221,18 @@ def link(file: Path, target: Path) -> None:
 
 
 def verify(repository: Path, version: int) -> None:
-    """Raises StepFailed where an installed file is not, byte for byte, the one recorded by build_engine or install."""
+    """Raises StepFailed where an installed file is not, byte for byte, the one recorded by build_engine or install, or
+    where what is known of the version can't be read."""
     for part in PARTS:
         if complaint := integrity.changed(folder(repository, part, version)):
             raise StepFailed(complaint)
+    classifier = folder(repository, CLASSIFIER, version)
+    for name in ("engine.json", "golden.json"):
+        try:
+            files.read_json(classifier / name)
+        except (OSError, ValueError) as error:
+            problem = f"{classifier / name} can't be read ({error}): {integrity.way_out(classifier)}"
+            raise StepFailed(problem) from None
 
 
 def prune(repository: Path, history: list[int]) -> None:

@@ -32,6 +32,7 @@ def run(config: Config, run: Run) -> dict:
     Raises:
         StepFailed: somebody else changed the champion meanwhile, a server does not answer, or the new version does not
             do there what it did in `stage`. The version that served before goes on serving.
+        UsageError: what the run has built is not there any more, or has changed since.
     """
     version = run.result("build_engine")["version"]
     with registry.lease(config, f"swap of run {run.id}", run.id) as still_mine, live_servers(config) as servers:
@@ -41,6 +42,7 @@ def run(config: Config, run: Run) -> dict:
             renewed = renew(config, servers, run, version)
             for server in servers.values():
                 serve_again(config, server, version, renewed)
+            renewal_file(config).unlink(missing_ok=True)
             log.info("version %d is in service already", version)
             remove_builds(config.workspace, run.id)
             return {"served_version": version, "previous_version": registry.alias(config, "previous")}
@@ -76,26 +78,41 @@ def renew(config: Config, servers: dict, run: Run, version: int) -> bool:
     Raises:
         UsageError: the files are damaged, and the run has built nothing that could replace them.
     """
-    live = repository.live(config)
-    try:
-        repository.verify(live, version)
-    except StepFailed as error:
-        log.warning("version %d is installed anew: %s", version, error)
-    else:
-        fits = any(has_loaded(server, version) for server in servers.values())
-        if fits or not build_engine.is_there(config, run):
-            return False
-        built = files.read_json(build_engine.folder_of(config, run) / "engine.json")
-        installed = files.read_json(repository.folder(live, repository.CLASSIFIER, version) / "engine.json")
-        if build_engine.fit_alike(installed, built):
-            return False
-        log.warning("version %d is installed anew: it was built with %s", version, build_engine.in_words(installed))
-    install(config, run, build_engine.of_run(config, run)[1], version)
+    live, begun = repository.live(config), renewal_file(config)
+    if problem := why_not_loaded(config, servers, run, version):
+        log.warning("version %d is installed anew: %s", version, problem)
+        built = build_engine.of_run(config, run)[1]
+        files.write_json(begun, {"version": version})
+        install(config, run, built, version)
+    elif not begun.exists():
+        return False
     config = repository.as_built(config, live, version)
     for part in repository.PARTS:
         repository.write(live, repository.part_config(config, part, [version]))
     repository.write(live, repository.text_config(config, version))
     return True
+
+
+def renewal_file(config: Config) -> Path:
+    """There from before the champion's files are replaced until every server has loaded them: without it, a second try
+    would see whole files and a server that answers from memory, and take that for the end."""
+    return config.workspace / "triton" / "renewal.json"
+
+
+def why_not_loaded(config: Config, servers: dict, run: Run, version: int) -> str | None:
+    """Why a server that starts now would not load the champion's files, where the run's would do; None if it would."""
+    live = repository.live(config)
+    try:
+        repository.verify(live, version)
+    except StepFailed as error:
+        return str(error)
+    if any(has_loaded(server, version) for server in servers.values()) or not build_engine.is_there(config, run):
+        return None
+    built = files.read_json(build_engine.folder_of(config, run) / "engine.json")
+    installed = files.read_json(repository.folder(live, repository.CLASSIFIER, version) / "engine.json")
+    if build_engine.fit_alike(installed, built):
+        return None
+    return f"it was built with {build_engine.in_words(installed)}"
 
 
 def serve_again(config: Config, server, version: int, renewed: bool) -> None:
@@ -432,6 +449,7 @@ def finish(config: Config, servers: dict, journal: dict) -> None:
         registry.tag(config, int(tagged), **values)
     registry.untag(config, version, "swap_failed_because", "swap_failed_at")
     repository.prune(live, [*kept, *registry.history(config)])
+    renewal_file(config).unlink(missing_ok=True)  # of a version that serves no more
     journal_file(config).unlink()
     log.info("version %d is in service%s", version, f", {kept[0]} stays loaded" if kept else "")
 

@@ -48,10 +48,10 @@ def serve(config: Config) -> None:
     log.info("serving %s", f"version {version}" if version else "no version yet: `python commands.py swap` brings one")
     load = []
     if version:
-        classifier = repository.folder(models, repository.CLASSIFIER, version)
-        say_whether_it_fits(classifier)
         leave_out_what_may_not_load(config, models, version)
-        load = [repository.TEXT] if is_as_built(models, version) else []
+        if is_as_built(models, version):
+            say_whether_it_fits(repository.folder(models, repository.CLASSIFIER, version))
+            load = [repository.TEXT]
     ports = (config.serving.http_port, config.serving.grpc_port, config.serving.metrics_port)
     # A champion that no longer loads must not keep the server from starting: the next swap repairs it.
     become(config, models, ports, load, "--exit-on-error=false")

@@ -183,25 +183,35 @@ def checkout(tmp_path):
         path = f"{tmp_path / 'bin'}{os.pathsep}/usr/bin{os.pathsep}/bin"
         environment = {"PATH": path, "TOXIC_WORKSPACE": str(tmp_path / "ws")}
         command = [tmp_path / "start_triton_server.sh", *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        return done.stdout.splitlines()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        return done.stdout.splitlines() if done.returncode == 0 else done.stderr
 
     program("python", 'echo python "$@"')
     program("nvidia-smi", "exit 0")
-    program("docker", 'case "$1" in info) exit 0 ;; image) [ -e "$0.built" ] ;; *) echo docker "$@" ;; esac')
+    program("docker", 'case "$1" in info) exit 0 ;; *) echo docker "$@" ;; esac')
     start.program, start.folder = program, tmp_path
     return start
 
 
 def test_with_docker_and_a_gpu_the_image_is_started(checkout):
     built, started = checkout("serving.http_port=9000")
-    assert built == "docker build --tag toxic-triton --file docker/triton.Dockerfile ."
+    assert built == "docker build --quiet --tag toxic-triton --file docker/triton.Dockerfile ."
     assert started.startswith("docker run --rm --init --gpus all") and f"{checkout.folder}/ws:/workspace" in started
     serve = "toxic-triton python -m tasks.serving.triton --by-hand serving.triton_env=null"
     assert started.endswith(f"{serve} profile=gpu serving.http_port=9000")
-    (checkout.folder / "bin" / "docker.built").touch()
-    (started,) = checkout("profile=demo")
+    built, started = checkout("profile=demo")
     assert started.endswith(f"{serve} profile=demo")
+
+
+def test_where_the_image_can_not_be_built_the_one_that_is_there_serves(checkout):
+    programs = checkout.folder / "bin"
+    checkout.program(
+        "docker", 'case "$1" in info) ;; image) [ -e "$0.built" ] ;; build) exit 1 ;; *) echo "$@" ;; esac'
+    )
+    assert "toxic-triton could not be built" in checkout()
+    (programs / "docker.built").touch()
+    (started,) = checkout()
+    assert started.startswith("run --rm --init --gpus all")
 
 
 @pytest.mark.parametrize("missing", ["nvidia-smi", "docker"])

@@ -243,6 +243,7 @@ BUILT = {
 )
 def test_an_engine_for_another_machine_is_refused_naming_both(here, shown):
     build_engine.require_same({**BUILT, "sha256": "…"}, BUILT)
+    build_engine.require_same({"tensorrt": BUILT["tensorrt"], "gpu": BUILT["gpu"]}, BUILT)  # one of the first days
     with pytest.raises(
         StepFailed, match=f"built with TensorRT 10.13.3.9 for NVIDIA H100 80GB HBM3 .SM90., but here is {shown}"
     ):
@@ -264,6 +265,9 @@ def test_a_server_that_starts_serves_no_other_plan_than_was_built(config, monkey
     classifier = repository.folder(live, repository.CLASSIFIER, 3)
     files.write_bytes(classifier / "model.plan", found)
     files.write_json(classifier / "engine.json", {"engine": "tensorrt", **BUILT})
+    files.write_json(classifier / "golden.json", [])
+    for part in repository.PARTS:
+        files.write_json(repository.folder(live, part, 3) / "hashes.json", {})
     files.write_json(classifier / "hashes.json", {"model.plan": hashlib.sha256(b"plan").hexdigest()})
     monkeypatch.setattr(triton, "become", lambda config, models, ports, load, *more: asked.extend(load))
     triton.serve(config)

@@ -114,7 +114,7 @@ def test_bfloat16_weights_are_exported_and_compared(trained, bring, tmp_path):
     bring(1)
     looser = ["gate.parity.min_equal=0.98", "gate.override_reason=wide weights make much of the rounding"]
     result = export_onnx.export_by_hand(
-        ["profile=demo", "serving.dtype=bfloat16", *looser], trained, tmp_path / "model.onnx", "configs", "config"
+        ["profile=demo", "serving=tensorrt", *looser], trained, tmp_path / "model.onnx", "configs", "config"
     )
     kinds = {tensor.data_type for tensor in onnx.load(tmp_path / "model.onnx").graph.initializer}
     assert onnx.TensorProto.BFLOAT16 in kinds and onnx.TensorProto.FLOAT16 not in kinds

@@ -280,6 +280,59 @@ def test_a_damaged_version_in_service_is_installed_anew_without_a_dropped_reques
         live.start("/v2/models/toxic_text/ready")
 
 
+def marked(amount):
+    """Has a classifier's code be that of another commit: its logits, off by `amount`, show which one runs."""
+
+    def mark(folder):
+        add(
+            folder / "model.py",
+            "def marked(self, args):\n"
+            "    initialize(self, args)\n"
+            "    self.session = Marked(self.session)\n\n\n"
+            "class Marked:\n"
+            "    def __init__(self, session):\n"
+            "        self.session = session\n\n"
+            "    def run(self, *arguments):\n"
+            "        logits, *others = self.session.run(*arguments)\n"
+            f"        return logits + {amount}, *others\n\n\n"
+            "initialize, TritonPythonModel.initialize = TritonPythonModel.initialize, marked\n",
+        )
+
+    return mark
+
+
+def test_files_that_were_installed_anew_are_what_serves_also_at_the_second_try(config, live, promote, monkeypatch):
+    promote(1)
+    before = answer(config)
+    # What the first try was about to do when it was killed, and what tells the new files from those before.
+    for at_first, amount in (("serve_again", 0.01), ("install", 0.02)):
+        damage_model(own_files(config, 1))
+        with monkeypatch.context() as patched, Clients(live) as clients:
+            patched.setattr(swap, "install", harmed(marked(amount)))
+            with monkeypatch.context() as interrupted, pytest.raises(Killed):
+                interrupted.setattr(swap, at_first, killed)
+                promote(1)
+            assert answer(config) == before and swap.renewal_file(config).exists()
+            promote(1)
+        now = answer(config)
+        assert clients.failures == [] and not swap.renewal_file(config).exists() and ready(config) == [1]
+        assert now["scores"] != before["scores"] and now["labels"] == before["labels"]
+        before = now
+
+
+@pytest.mark.parametrize("part, file", [("toxic_labels", "hashes.json"), ("toxic_classificator", "engine.json")])
+def test_a_record_that_can_not_be_read_is_damage_like_any_other(config, live, promote, part, file):
+    promote(1)
+    live.kill()
+    damaged = repository.folder(repository.live(config), part, 1) / file
+    damaged.unlink()  # it may be a link to the engine's
+    damaged.write_text("{")
+    live.start()
+    assert f"{file} can't be read" in live.log.read_text().replace(f"what {damaged} lists", file)
+    promote(1)
+    assert answer(config)["version"] == 1 and ready(config) == [1]
+
+
 def test_a_damaged_version_that_nothing_was_built_for_names_the_way_out(config, live, promote):
     promote(1)
     damage_model(own_files(config, 1))
