@@ -21,6 +21,8 @@ from tasks.errors import StepFailed
 from tasks.promotion import registry
 from tasks.serving import repository, rollback, swap
 
+pytestmark = pytest.mark.timeout(1800)  # a test is a series of some dozens of kills, each with servers to start
+
 # Its children are forked before any gRPC connection is made, with all modules loaded: a second less for each.
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["mlflow", "tritonclient.grpc", "tasks.serving.swap", "test_kills"])
