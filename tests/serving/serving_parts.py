@@ -202,6 +202,7 @@ def overrides(config) -> list[str]:
         "serving.urls": f"[{','.join(serving.urls)}]",
         "serving.metrics_port": serving.metrics_port,
         "serving.keep_previous_loaded": serving.keep_previous_loaded,
+        "serving.tokenizer_instances": serving.tokenizer_instances,
     }
     settings |= {f"mlflow.{name}": value for name, value in config.mlflow.model_dump().items()}
     return ["profile=demo", *(f"{name}={value}" for name, value in settings.items())]

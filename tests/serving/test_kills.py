@@ -1,7 +1,8 @@
 """A swap or rollback that is killed before any of its effects, and a Triton killed before any request that changes it.
 
 What changes something outside the process is an effect: a request to Triton, one to the registry, a file or folder
-made, renamed or removed. Where between two effects a process is killed makes no difference, but while a model loads.
+renamed, linked or removed. Where between two effects a process is killed makes no difference, but while a model loads.
+Files are made under temporary names first, so that what a killed process leaves of one is there before its renaming.
 """
 
 import itertools
@@ -26,8 +27,11 @@ pytestmark = pytest.mark.timeout(1800)  # a test is a series of some dozens of k
 # Its children are forked before any gRPC connection is made, with all modules loaded: a second less for each.
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["mlflow", "tritonclient.grpc", "tasks.serving.swap", "test_kills"])
-FILE_EFFECTS = ("os.rename", "os.mkdir", "os.link", "os.remove", "os.rmdir")
+FILE_EFFECTS = ("os.rename", "os.link", "os.remove", "os.rmdir")
 REQUESTS = ("load_model", "unload_model")
+TO_THE_REGISTRY = ("set_", "delete_")
+# One of each kind that a swap asks of a server: a part comes beside or goes, the trial ends, the ensemble is tied.
+KINDS_OF_REQUESTS = ("load_model toxic_classificator", "unload_model toxic_trial", "load_model toxic_text")
 WHILE_IT_LOADS = 0.05  # seconds after a request to load a model has been sent; the loading takes longer
 
 
@@ -50,7 +54,7 @@ class Killer:
 
     def effect(self, name: str) -> None:
         if not self.armed or not name.startswith(self.of) or self.last == [name, name]:
-            return  # of many files in a row two will do
+            return  # of many alike in a row two will do
         self.last = [*self.last[-1:], name]
         self.at -= 1
         if self.at == 0 and self.after:
@@ -59,8 +63,6 @@ class Killer:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def file_effect(self, event, arguments):
-        if event == "os.mkdir" and os.path.exists(arguments[0]):
-            return
         if event in FILE_EFFECTS and (arguments[-1] != -1 or str(arguments[0]).startswith(self.place)):
             self.effect(event)
 
@@ -75,10 +77,10 @@ class Killer:
 
     def registry_effect(self, name: str, call):
         def first(*arguments, **named):
-            self.effect(f"{name} {arguments}")
+            self.effect(name)
             return call(*arguments, **named)
 
-        return first if name.startswith(("set_", "delete_", "create_")) else call
+        return first if name.startswith((*TO_THE_REGISTRY, "create_")) else call
 
 
 def swap_until_killed(config, run, at):
@@ -86,8 +88,13 @@ def swap_until_killed(config, run, at):
     swap.run(config, run)
 
 
-def swap_until_killed_at_a_request(config, run, at):
-    Killer(config.workspace, at, of=REQUESTS)
+def first_swap_until_killed(config, run, at):
+    Killer(config.workspace, at, of=(*REQUESTS, *TO_THE_REGISTRY))
+    swap.run(config, run)
+
+
+def swap_of_two_until_killed(config, run, at):
+    Killer(config.workspace, at, of=KINDS_OF_REQUESTS)
     swap.run(config, run)
 
 
@@ -98,7 +105,7 @@ def swap_until_killed_while_a_model_loads(config, run, at):
 
 def rollback_until_killed(config, at):
     os.environ["TOXIC_WORKSPACE"] = str(config.workspace)  # the server that forks was started by an earlier test
-    Killer(config.workspace, at)
+    Killer(config.workspace, at, of=(*REQUESTS, *TO_THE_REGISTRY))
     rollback.run(overrides(config), "ann", "too strict", "configs", "config")
 
 
@@ -134,7 +141,7 @@ def finish_or_undo(config):
 
 @pytest.fixture
 def config(config):
-    return changed(config, keep_previous_loaded=True)
+    return changed(config, keep_previous_loaded=True, tokenizer_instances=1)  # each is a process to start
 
 
 class Asking:
@@ -153,7 +160,7 @@ class Asking:
         self.thread.join()
 
     def ask(self):
-        while not self.stop.wait(0.02):
+        while not self.stop.wait(0.05):
             try:
                 assert answer(self.config)["version"] in VERSIONS
             except Exception as error:
@@ -200,7 +207,7 @@ def kill_at_every_point(config, bring, target) -> None:
         old = new
         if not was_killed:
             break
-    assert at > 10
+    assert at >= 10
 
 
 @pytest.mark.parametrize("target", [swap_until_killed, undo_until_killed, swap_until_killed_while_a_model_loads])
@@ -215,12 +222,12 @@ def test_a_swap_killed_at_any_point_is_finished_or_undone_by_the_next(config, li
 def test_a_swap_killed_between_two_servers_leaves_both_with_one_version(config_of_both, two, bring):
     put_in_service(config_of_both, bring, 1)
     put_in_service(config_of_both, bring, 2)
-    kill_at_every_point(config_of_both, bring, swap_until_killed_at_a_request)
+    kill_at_every_point(config_of_both, bring, swap_of_two_until_killed)
 
 
 def test_a_first_swap_killed_at_any_point_leaves_all_or_nothing_in_service(config, live, bring):
     for at in itertools.count(1):
-        was_killed = killed(swap_until_killed, config, decided(config, bring, 1), at)
+        was_killed = killed(first_swap_until_killed, config, decided(config, bring, 1), at)
         if was_killed and at % 2:
             finish_or_undo(config)
         elif was_killed:
