@@ -1,4 +1,4 @@
-"""Asking a live `toxic_text` over HTTP, once or without a pause."""
+"""Asking a live `toxic_text` over HTTP, once or all the time."""
 
 import json
 import threading
@@ -18,7 +18,7 @@ def ask(url: str, text: str = TEXT, client=httpx) -> dict:
 
 
 class Clients:
-    """Threads that ask without a pause; every answer's version and every failure is kept."""
+    """Threads that ask all the time; every answer's version and every failure is kept."""
 
     def __init__(self, url: str):
         self.url, self.versions, self.failures, self.stopped = url, [], [], threading.Event()
@@ -41,4 +41,4 @@ class Clients:
                     self.versions.append(ask(self.url, client=client)["version"])
                 except Exception as error:  # an answer that is no answer, too
                     self.failures.append(repr(error))
-                time.sleep(0.02)  # leaves the cores to the training
+                time.sleep(0.1)  # leaves the cores to the training

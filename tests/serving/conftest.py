@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from serving_parts import (
     VERSIONS,
     Live,
@@ -26,9 +27,25 @@ from tasks.training import checkpoint
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory) -> Path:
-    """A workspace in which versions 1 to 3 went through all steps up to stage, each kept in models/<version>."""
-    workspace = tmp_path_factory.mktemp("made")
+def made(tmp_path_factory, worker_id) -> Path:
+    """A workspace in which versions 1 to 3 went through all steps up to stage, each kept in models/<version>.
+
+    Whichever worker wants it first makes it for all. Tests only read it.
+    """
+    if worker_id == "master":
+        return make_versions(tmp_path_factory.mktemp("made"))
+    workspace = tmp_path_factory.getbasetemp().parent / "made"
+    with FileLock(f"{workspace}.lock"):
+        done = workspace / "done"
+        if not done.exists():
+            shutil.rmtree(workspace, ignore_errors=True)  # of a worker that failed
+            workspace.mkdir()
+            make_versions(workspace)
+            done.touch()
+    return workspace
+
+
+def make_versions(workspace: Path) -> Path:
     config = load_config(workspace)
     registry.ensure_model(config)
     for version in VERSIONS:

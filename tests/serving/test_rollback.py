@@ -11,6 +11,9 @@ from tasks.errors import StepFailed
 from tasks.promotion import hold, registry
 from tasks.serving import repository, rollback, swap
 
+# Which database the registry has makes no difference to these; tests/steps/test_registry.py tries it on both.
+on_sqlite = pytest.mark.parametrize("mlflow_server", ["sqlite"], indirect=True)
+
 
 @pytest.fixture
 def config(config, mlflow_server):
@@ -95,6 +98,7 @@ def test_releasing_the_previous_version_is_a_rollback_too(config, live, promote)
     assert registry.hold(config) == "version 2 was rolled back by ann: as agreed"
 
 
+@on_sqlite
 def test_a_version_that_is_no_longer_whole_on_disk_is_named_with_the_way_out(config, live, promote):
     promote(1)
     promote(2)
@@ -158,6 +162,7 @@ WAY_OUT = r"start it \(`make demo` does\) and this step again"
 AWAY = f"MLflow at http://127.0.0.1:[0-9]+ does not answer, tried 2 times {CAUSE}: {WAY_OUT}"
 
 
+@on_sqlite
 def test_a_registry_that_is_away_leaves_service_alone(config, live, promote, mlflow_server):
     promote(1)
     promote(2)
@@ -184,7 +189,7 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("mlflow_server", ["sqlite"], indirect=True)
+@on_sqlite
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_registry_that_goes_away_in_a_swap_is_made_good_by_the_next_start(
     config, live, promote, mlflow_server, monkeypatch, moment
@@ -209,6 +214,7 @@ def test_a_registry_that_goes_away_in_a_swap_is_made_good_by_the_next_start(
     assert not swap.journal_file(config).exists()
 
 
+@on_sqlite
 @pytest.mark.parametrize(
     "call, said, serves",
     [("set_hold", "^", 3), ("tag", "version 2 is in service, but .*run the same command again: ", 2)],
@@ -231,7 +237,7 @@ def test_a_registry_that_goes_away_in_a_rollback_is_made_good_by_the_next(
     assert registry.hold(config) == "version 3 was rolled back by ann: too strict"
 
 
-@pytest.mark.parametrize("mlflow_server", ["sqlite"], indirect=True)
+@on_sqlite
 @pytest.mark.parametrize("moment, serves", [("try_out", 1), ("confirm", 1), ("switch", 2)])
 def test_a_swap_that_has_lost_its_lease_stops_before_the_commit_and_the_next_tidies_up(
     config, live, promote, monkeypatch, moment, serves
@@ -257,6 +263,7 @@ def test_a_swap_that_has_lost_its_lease_stops_before_the_commit_and_the_next_tid
     assert promote(2)["served_version"] == 2
 
 
+@on_sqlite
 def test_a_rollback_and_a_hold_take_no_runs_overrides(config, live, promote):
     promote(1)
     promote(2)
