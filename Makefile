@@ -44,12 +44,11 @@ down: ## stop what `make demo` or `make up` left running; data stays
 status: ## what of it is running, and where
 	@[ ! -x $(TASKS) ] || $(TASKS) -m local.services status
 
-# Most tests wait for servers: two at a time take little more than half the time. WORKERS=0: one after another, as
-# Airflow's always are: runs of one DAG in one process share its parameters.
+# Most tests wait for servers: two at a time take little more than half the time. WORKERS=0: one after another.
 WORKERS ?= 2
 test: envs .venv/tasks/.tensorrt-rtx ## the whole suite, with real components
 	$(TASKS) -m pytest --numprocesses=$(WORKERS) --dist=worksteal tests/unit tests/steps tests/serving tests/pages
-	.venv/airflow/bin/python -m pytest tests/dags
+	.venv/airflow/bin/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile tests/dags
 
 evidence: envs ## the demo's promises: retrain, swap under load, a killed server, bad data (about 8 min)
 	$(TASKS) -m pytest tests/demo -s

@@ -1,5 +1,6 @@
 """A real Airflow of the tests' own: its home, its SQLite database and a workspace under a temporary folder."""
 
+import copy
 import json
 import os
 import socket
@@ -117,11 +118,8 @@ def write_plan(folder: Path, exit=None, mode="auto", hold=None, person=(), revie
 
 
 def run_to_the_end(dag, meanwhile=lambda: None, **conf):
-    """A run of a DAG by Airflow itself, in this process. While it waits, `meanwhile` is called again and again.
-
-    Runs of one DAG share its parameters: what one leaves out it finds as the one before had it.
-    """
-    sleep = time.sleep
+    """A run of a DAG by Airflow itself, in this process. While it waits, `meanwhile` is called again and again."""
+    sleep, parameters = time.sleep, copy.deepcopy(dag.params)
 
     def sleep_less(seconds):  # `test()` would sleep a second for each task that is skipped or waits
         sleep(min(seconds, 0.05))
@@ -129,7 +127,10 @@ def run_to_the_end(dag, meanwhile=lambda: None, **conf):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("time.sleep", sleep_less)
-        return dag.test(run_conf=conf, logical_date=None)
+        try:
+            return dag.test(run_conf=conf, logical_date=None)
+        finally:
+            dag.params = parameters  # or the next run would find this one's
 
 
 @pytest.fixture(scope="session")
