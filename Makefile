@@ -46,6 +46,7 @@ status: ## what of it is running, and where
 
 # Most tests wait for servers: two at a time take little more than half the time. WORKERS=0: one after another.
 WORKERS ?= 2
+test: export OMP_NUM_THREADS ?= 1
 test: envs .venv/tasks/.tensorrt-rtx ## the whole suite, with real components
 	$(TASKS) -m pytest --numprocesses=$(WORKERS) --dist=worksteal tests/unit tests/steps tests/serving tests/pages
 	.venv/airflow/bin/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile tests/dags

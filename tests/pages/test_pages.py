@@ -45,8 +45,8 @@ def open_page(browser, pages):
         context.close()
 
 
-@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+# Contrast depends on the scheme alone, and what fits on the width alone.
+@pytest.mark.parametrize("scheme, width", [("light", WIDTHS["phone"]), ("dark", WIDTHS["wide"])], ids=WIDTHS)
 @pytest.mark.parametrize("name", ["first", "second", "unchanged", "card", "validation"])
 def test_a_page_is_quiet_offline_fits_its_screen_and_is_accessible(open_page, pages, name, scheme, width):
     page = open_page(name, scheme, width)

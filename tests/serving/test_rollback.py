@@ -84,6 +84,7 @@ def test_a_rollback_of_a_rollback_goes_further_back_until_nothing_is_left(config
     assert roll_back(config)["served_version"] == 1
 
 
+@on_sqlite
 def test_releasing_the_previous_version_is_a_rollback_too(config, live, promote):
     promote(1)
     registry.set_alias(config, "approved", 3)
@@ -123,6 +124,7 @@ def killed(*arguments):
     raise Killed
 
 
+@on_sqlite
 def test_a_rollback_that_was_killed_is_finished_and_not_followed_by_a_second(config, live, promote, monkeypatch):
     for number in VERSIONS:
         promote(number)

@@ -24,6 +24,8 @@ from tasks.training import checkpoint, evaluate, train
 
 ROOT = Path(__file__).parents[2]
 NOBODY = "http://127.0.0.1:9"
+# Which database the registry has makes no difference to these, each of which loads the model once more.
+on_sqlite = pytest.mark.parametrize("mlflow_server", ["sqlite"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +136,7 @@ print(json.dumps([model.predict(sys.argv[3:]), model.predict(model.input_example
     assert {"toxic", "labels"} == set(json.loads(signature["outputs"])[0]["properties"])
 
 
+@on_sqlite
 def test_a_version_brings_all_but_the_base(config, trained, tmp_path, monkeypatch):
     from mlflow.artifacts import download_artifacts
 
@@ -167,6 +170,7 @@ class Killed(BaseException):
     pass
 
 
+@on_sqlite
 def test_registering_again_makes_no_second_version_of_the_same_model(config, trained, monkeypatch):
     _, run = trained
     with monkeypatch.context() as patched, pytest.raises(Killed):
@@ -192,6 +196,7 @@ def killed(*arguments, **named):
     raise Killed
 
 
+@on_sqlite
 def test_a_server_that_goes_away_before_any_step_leaves_nothing_half_done(config, trained, mlflow_server):
     _, run = trained
     hasty = {"attempts": 2, "backoff_s": 0}
