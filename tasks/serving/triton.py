@@ -273,15 +273,16 @@ def wait_until_ready(process, http_url: str, log_file: Path, timeout_s: float) -
     import httpx
 
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise StepFailed(f"Triton ended with code {process.returncode}: {why(log_file)}; see {log_file}")
-        try:
-            if httpx.get(f"{http_url}/v2/health/ready", timeout=5).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.1)
+    with httpx.Client(trust_env=False, timeout=5) as client:  # one for all: each new one reads its certificates
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise StepFailed(f"Triton ended with code {process.returncode}: {why(log_file)}; see {log_file}")
+            try:
+                if client.get(f"{http_url}/v2/health/ready").status_code == 200:
+                    return
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.1)
     raise StepFailed(
         f"Triton was not ready within {timeout_s} s: {why(log_file)}; see {log_file}, or raise serving.load_timeout_s"
     )

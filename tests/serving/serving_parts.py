@@ -137,6 +137,8 @@ class Live:
     def __init__(self, config, command):
         self.config, self.command, self.process = config, command, None
         self.log = config.workspace / "live.log"
+        # One for all requests, since each new one reads its certificates; it keeps no connection to a server that dies.
+        self.client = httpx.Client(trust_env=False, timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 
     def start(self, ready="/v2/health/ready"):
         ports = [f"serving.{name}={getattr(self.config.serving, name)}" for name in ("http_port", "grpc_port")]
@@ -161,7 +163,7 @@ class Live:
 
     def http(self, method, path, **arguments):
         url = f"http://127.0.0.1:{self.config.serving.http_port}{path}"
-        return httpx.request(method, url, timeout=60, **arguments)
+        return self.client.request(method, url, **arguments)
 
     def kill(self):
         os.kill(self.process.pid, signal.SIGKILL)
