@@ -45,6 +45,7 @@ status: ## what of it is running, and where
 	@[ ! -x $(TASKS) ] || $(TASKS) -m local.services status
 
 # Most tests wait for servers: two at a time take little more than half the time. WORKERS=0: one after another.
+# Threads of torch that fight for few cores slow a tiny model down.
 WORKERS ?= 2
 test: export OMP_NUM_THREADS ?= 1
 test: envs .venv/tasks/.tensorrt-rtx ## the whole suite, with real components
