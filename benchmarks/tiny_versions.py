@@ -15,6 +15,7 @@ from tasks.labels import LABELS
 from tasks.promotion import registry
 from tasks.run import Run, find
 from tasks.serving import build_engine, export_onnx, stage
+from tasks.text import clean
 from tasks.training import base_model, checkpoint, model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,7 +56,8 @@ def write_test_split(config) -> None:
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as raw:
         sample.write(Path(raw), 500, 500, label_noise=0.0, seed=0)
-        texts = pl.read_csv(Path(raw) / sample.JIGSAW_FILE)["comment_text"].head(200).to_list()
+        raw_texts = pl.read_csv(Path(raw) / sample.JIGSAW_FILE)["comment_text"].head(200)
+    texts = [clean(text) for text in raw_texts]  # as `prepare` leaves them: what is served is cleaned, too
     labels = {name: pl.Series(generator.integers(0, 2, len(texts)), dtype=pl.Int8) for name in LABELS}
     file = config.workspace / "data" / "processed" / "test.parquet"
     file.parent.mkdir(parents=True)
