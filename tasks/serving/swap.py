@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tasks import files
 from tasks.config import Config
-from tasks.errors import StepFailed
+from tasks.errors import StepFailed, UsageError
 from tasks.labels import LABELS, TYPES
 from tasks.promotion import registry
 from tasks.run import Run, remove_builds
@@ -32,7 +32,7 @@ def run(config: Config, run: Run) -> dict:
     Raises:
         StepFailed: somebody else changed the champion meanwhile, a server does not answer, or the new version does not
             do there what it did in `stage`. The version that served before goes on serving.
-        UsageError: what the run has built is not there any more, or has changed since.
+        UsageError: what the run has built is not there any more, or has changed since; or nobody has approved it.
     """
     version = run.result("build_engine")["version"]
     with registry.lease(config, f"swap of run {run.id}", run.id) as still_mine, live_servers(config) as servers:
@@ -47,6 +47,7 @@ def run(config: Config, run: Run) -> dict:
             remove_builds(config.workspace, run.id)
             return {"served_version": version, "previous_version": registry.alias(config, "previous")}
         decided = run.result("decide")
+        require_approval(version, decided)
         registry.require_champion(config, version, decided["champion"])
         registry.require_not_rolled_back(config, version, since=decided["at"])
         held = registry.hold(config)
@@ -68,6 +69,15 @@ def run(config: Config, run: Run) -> dict:
         seconds = replace(config, servers, still_mine, version, **change)
     remove_builds(config.workspace, run.id)  # the live repository has all that is needed now
     return {"served_version": version, "previous_version": champion, "swap_seconds": seconds}
+
+
+def require_approval(version: int, decided: dict) -> None:
+    """Raises UsageError unless it says so: whoever may mark and clear tasks can come to `swap` past a rejection."""
+    if decided["decision"] != "approve":
+        raise UsageError(
+            f"version {version} was not approved ({decided['reviewer']}: {decided['reason']}): trigger "
+            "toxicity_release for it, or run decide, export_onnx, build_engine, stage and swap again"
+        )
 
 
 def renew(config: Config, servers: dict, run: Run, version: int) -> bool:

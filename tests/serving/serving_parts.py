@@ -122,7 +122,8 @@ def changed(config, **values):
 def decided(config, bring, version: int) -> Run:
     """The version's run as a reviewer's approval has left it, ready for `swap`."""
     run, champion = bring(version), registry.alias(config, "champion")
-    run.save("decide", {"champion": champion, "reviewer": "ann", "reason": "as agreed", "at": registry.now()})
+    approval = {"decision": "approve", "reviewer": "ann", "reason": "as agreed"}
+    run.save("decide", {"champion": champion, "at": registry.now(), **approval})
     return run
 
 

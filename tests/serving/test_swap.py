@@ -4,7 +4,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from serving_parts import answer, ready, run_of
+from serving_parts import answer, decided, ready, run_of
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
@@ -457,21 +457,33 @@ def killed(*arguments):
 
 
 def test_a_rollback_between_decision_and_swap_counts(config, live, bring):
-    run, decided = bring(1), {"champion": None, "reviewer": "auto", "reason": "passed", "at": registry.now()}
-    run.save("decide", {**decided, "by_mode": True})
+    run = decided(config, bring, 1)
+    by_a_person = run.result("decide")
+    run.save("decide", {**by_a_person, "by_mode": True})
     registry.set_hold(config, "version 0 was rolled back by ada: insults passed")
     with pytest.raises(StepFailed, match="on hold .*insults passed.*toxicity_release for version 1, or clear"):
         swap.run(config, run)
-    run.save("decide", decided)  # a person's word stands, but for the version that was rolled back since
+    run.save("decide", by_a_person)  # a person's word stands, but for the version that was rolled back since
     registry.tag(config, 1, rolled_back_at="2999-01-01", rolled_back_by="ada", rolled_back_because="insults passed")
     with pytest.raises(StepFailed, match="version 1 was rolled back by ada"):
         swap.run(config, run)
     assert repository.served(repository.live(config)) is None
 
 
+@pytest.mark.parametrize(
+    "decision, reason", [("reject", "calls every greeting toxic"), (None, "promotion.mode=review")]
+)
+def test_what_nobody_has_approved_is_not_swapped_though_it_was_staged(config, live, bring, decision, reason):
+    """In the DAG that takes somebody who marks `decide` as done and clears what follows."""
+    run = decided(config, bring, 1)
+    run.save("decide", {**run.result("decide"), "decision": decision, "reason": reason})
+    with pytest.raises(UsageError, match=f"version 1 was not approved .ann: {reason}.: trigger toxicity_release"):
+        swap.run(config, run)
+    assert repository.served(repository.live(config)) is None and registry.alias(config, "champion") is None
+
+
 def test_only_what_was_staged_for_this_champion_is_swapped(config, live, bring):
-    run = bring(1)
-    run.save("decide", {"champion": None, "at": registry.now()})
+    run = decided(config, bring, 1)
     registry.set_alias(config, "champion", 2)
     with pytest.raises(StepFailed, match="fell while no version was champion; now it is version 2"):
         swap.run(config, run)
