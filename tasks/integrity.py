@@ -17,8 +17,8 @@ def changed(folder: Path) -> str | None:
         return f"{record} is missing, so nobody knows what was installed: {way_out(folder)}"
     try:
         hashes = json.loads(record.read_text(encoding="utf-8"))
-        found = {name: sha256(folder / name) for name in hashes}
-    except (OSError, ValueError) as error:  # ValueError: it is no JSON, or no UTF-8
+        found = {name: sha256(folder / name) for name, _ in hashes.items()}
+    except (OSError, ValueError, AttributeError) as error:  # no JSON, no UTF-8, or no object
         return f"what {record} lists can't be read ({error}): {way_out(folder)}"
     for name, expected in hashes.items():
         if found[name] != expected:

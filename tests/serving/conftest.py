@@ -32,9 +32,8 @@ def made(tmp_path_factory, worker_id) -> Path:
 
     Whichever worker wants it first makes it for all. Tests only read it.
     """
-    if worker_id == "master":
-        return make_versions(tmp_path_factory.mktemp("made"))
-    workspace = tmp_path_factory.getbasetemp().parent / "made"
+    of_this_process = tmp_path_factory.getbasetemp()
+    workspace = (of_this_process if worker_id == "master" else of_this_process.parent) / "made"
     with FileLock(f"{workspace}.lock"):
         done = workspace / "done"
         if not done.exists():

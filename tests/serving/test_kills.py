@@ -1,8 +1,10 @@
-"""A swap or rollback that is killed before any of its effects, and a Triton killed before any request that changes it.
+"""A swap that is killed before any of its effects, and a Triton killed before any request that changes it.
 
 What changes something outside the process is an effect: a request to Triton, one to the registry, a file or folder
 renamed, linked or removed. Where between two effects a process is killed makes no difference, but while a model loads.
 Files are made under temporary names first, so that what a killed process leaves of one is there before its renaming.
+A first swap and a rollback do to files what a swap does: they are killed before their requests alone, and of those to
+two servers before one of each kind.
 """
 
 import itertools
