@@ -81,6 +81,11 @@ def create_pool() -> None:
 def create_users(security) -> None:
     security.sync_roles()
     security.bulk_sync_roles([{"role": role, "perms": [*LOOK, *more]} for role, more in ROLES.items()])
+    for name, more in ROLES.items():  # the call above only adds; an earlier release may have given more
+        role = security.find_role(name)
+        for permission in list(role.permissions):
+            if (permission.action.name, permission.resource.name) not in {*LOOK, *more}:
+                security.remove_permission_from_role(role, permission)
     for name, (role, secret) in USERS.items():
         user, password = security.find_user(name), os.environ[secret]
         if user is None:

@@ -29,6 +29,6 @@ for database in airflow mlflow; do
         <"$backup/$database.dump"
 done
 in_workspace() { docker run --rm --interactive --network none --volume "$stack-workspace:/workspace" --entrypoint "$@"; }
-in_workspace find toxic-trainer /workspace -mindepth 1 -delete
-in_workspace tar toxic-trainer --extract --directory=/workspace <"$backup/workspace.tar"
+in_workspace find "$stack-trainer" /workspace -mindepth 1 -delete
+in_workspace tar "$stack-trainer" --extract --directory=/workspace <"$backup/workspace.tar"
 docker compose up --detach --wait --no-build

@@ -37,7 +37,7 @@ for name in "${@:-${all[@]}}"; do
     made=$(value "$name")
     printf '%s' "$made" >"$folder/.$name"
     # The folder keeps others on this host out; in a container another user reads the file, which is mounted by itself.
-    chmod 444 "$folder/.$name"
+    chmod 644 "$folder/.$name"
     mv "$folder/.$name" "$folder/$name"
     echo "made $folder/$name"
 done

@@ -18,11 +18,14 @@ RUN pip install --no-cache-dir "uv==${UV_VERSION}"
 WORKDIR /src
 # PyPI's torch is the one with CUDA; TORCH_BACKEND=cpu takes PyTorch's own for a CPU, a tenth of the size.
 ARG TORCH_BACKEND
+# s3, gs or ssh: what a DVC remote of that kind needs.
+ARG DVC_EXTRA
 COPY pyproject.toml constraints.txt ./
 RUN --mount=type=cache,target=/root/.cache/uv --mount=type=bind,from=wheels,target=/wheels \
     uv venv /opt/tasks \
  && uv pip install --python /opt/tasks/bin/python --compile-bytecode --find-links /wheels \
-      ${TORCH_BACKEND:+--torch-backend=$TORCH_BACKEND} --constraint constraints.txt -r pyproject.toml --group mlflow-image
+      ${TORCH_BACKEND:+--torch-backend=$TORCH_BACKEND} --constraint constraints.txt -r pyproject.toml --group mlflow-image \
+      ${DVC_EXTRA:+--extra=$DVC_EXTRA}
 
 FROM build AS server
 COPY constraints-triton.txt ./

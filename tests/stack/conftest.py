@@ -18,6 +18,7 @@ from benchmarks import json_line
 from tasks.serving.triton import free_ports
 
 ROOT = Path(__file__).parents[2]
+MLFLOW_URL = "https://mlflow.example.org"  # as a reverse proxy before the stack would have it
 WEEKLY = "/api/v2/dags/toxicity_weekly"
 PORTS = ("AIRFLOW_PORT", "MLFLOW_PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT")
 # A run of minutes that ends at the gate: for what concerns how a run goes, not what it teaches.
@@ -30,6 +31,7 @@ class Stack:
     def __init__(self, folder: Path):
         self.folder, self.secrets, self.workspace = folder, folder / "secrets", folder / "workspace"
         self.name = f"toxic-test-{os.getpid()}"
+        self.images = [f"{self.name}-{image}" for image in ("airflow", "trainer", "triton")]
         self.ports = dict(zip(PORTS, free_ports(len(PORTS))))
         self.environment = {
             **{key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL")},
@@ -40,6 +42,8 @@ class Stack:
             "TOXIC_PROFILE": "demo",
             "TOXIC_STACK": self.name,
             "TOXIC_SECRETS": str(self.secrets),
+            "TOXIC_MLFLOW_URL": f"{MLFLOW_URL}/",
+            "TOXIC_MLFLOW_HOSTS": MLFLOW_URL.removeprefix("https://"),
             "TOXIC_STEP_MEMORY": "4g",
             "TOXIC_HEARTBEAT_TIMEOUT": "30",
             "TOXIC_TEST_WORKSPACE": str(self.workspace),
@@ -164,6 +168,8 @@ def figure(name: str, value: float, unit: str = "s") -> None:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory):
     """The stack, up and healthy; gone with all its data at the end."""
+    if os.getuid():
+        pytest.exit("make stack mounts a file system and kills processes in containers: run it as root", returncode=2)
     stack = Stack(tmp_path_factory.mktemp("stack"))
     stack.workspace.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3g,uid=10001,gid=10001", "tmpfs", stack.workspace], check=True)
@@ -183,6 +189,7 @@ def stack(tmp_path_factory):
         for container in stack.steps():
             stack.run("docker", "rm", "--force", container)
         stack.compose("down", "--volumes", "--timeout=20", check=False)
+        stack.run("docker", "rmi", *stack.images, check=False)
         subprocess.run(["umount", "--lazy", stack.workspace], check=True)
 
 

@@ -6,11 +6,12 @@ import re
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 from asking import CLIENTS, Clients
-from conftest import ROOT, SHORT, WEEKLY, figure, wait_for
+from conftest import MLFLOW_URL, ROOT, SHORT, WEEKLY, figure, wait_for
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -44,6 +45,31 @@ def test_compose_takes_both_profiles_from_any_folder(profile, tmp_path):
     assert f"TOXIC_SECRETS: {tmp_path}/secrets\n" in done.stdout
 
 
+@pytest.mark.parametrize("profile", ["cpu", "gpu"])
+def test_every_service_has_its_limits_and_no_rights(stack, profile):
+    config = json.loads(stack.compose("config", "--format=json", COMPOSE_PROFILES=f"{profile},tools").stdout)
+    assert f"triton-{profile}" in config["services"]
+    for name, service in config["services"].items():
+        assert int(service["mem_limit"]) > 0 and service["cpus"] > 0, name
+        assert service["restart"] == ("no" if name in ("init", "commands") else "unless-stopped"), name
+        assert service["read_only"] and service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["logging"]["options"] == {"max-size": "10m", "max-file": "5"}, name
+        assert "healthcheck" in service or service["restart"] == "no", name
+        image = service["image"].split("/")[-1]
+        assert ":" in image or image.startswith(stack.name), f"{image} is not pinned, or another stack's"
+
+
+def test_an_image_says_which_code_it_holds_and_airflows_has_no_machine_learning(stack):
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    for image in stack.images:
+        labels = json.loads(inspect(stack, image, "{{json .Config.Labels}}"))
+        assert labels["org.opencontainers.image.revision"] == commit and labels["org.opencontainers.image.version"]
+    heavy = "import importlib.util as u; print([m for m in ('torch', 'mlflow', 'onnxruntime') if u.find_spec(m)])"
+    said = stack.run("docker", "run", "--rm", f"{stack.name}-airflow", "python", "-c", heavy).stdout
+    assert said.strip() == "[]"
+
+
 def test_a_missing_secret_stops_the_start_with_its_name(stack):
     secret = stack.secrets / "POSTGRES_PASSWORD"
     secret.rename(stack.folder / "taken-away")
@@ -58,7 +84,7 @@ def test_an_empty_secret_stops_the_start_with_its_name(stack, tmp_path):
     empty = tmp_path / "MLFLOW_TRACKING_PASSWORD"
     empty.write_text("")
     mount = f"{empty}:/run/secrets/{empty.name}:ro"
-    done = stack.run("docker", "run", "--rm", "--volume", mount, "toxic-trainer", "true", check=False)
+    done = stack.run("docker", "run", "--rm", "--volume", mount, f"{stack.name}-trainer", "true", check=False)
     assert done.returncode == 2 and "MLFLOW_TRACKING_PASSWORD is empty" in done.stderr
 
 
@@ -112,7 +138,7 @@ def test_a_run_through_rest_succeeds_with_every_step_in_its_own_container(stack,
     assert {task for task, (state, _) in served["tasks"].items() if state == "success"} == {*STEPS, "review"}
     assert set(served["containers"].values()) == STEPS and len(served["containers"]) == len(STEPS)
     images = {step: found["Config"]["Image"] for step, found in served["inspected"].items()}
-    assert {step for step, image in images.items() if image == "toxic-triton"} == {"build_engine", "stage"}
+    assert {step for step, image in images.items() if image == f"{stack.name}-triton"} == {"build_engine", "stage"}
     assert stack.steps() == {}
 
 
@@ -155,7 +181,7 @@ def test_no_secret_is_in_images_containers_logs_or_databases(stack, served):
     assert all(secrets.values()), "an empty one could not be found"
     secrets |= {name: value.split(":")[2].split("@")[0] for name, value in secrets.items() if "://" in value}
     places = {"steps": json.dumps(served["inspected"])}
-    for image in ("toxic-airflow", "toxic-trainer", "toxic-triton"):
+    for image in stack.images:
         places[image] = stack.run("docker", "history", "--no-trunc", image).stdout + inspect(stack, image, "{{json .}}")
     for service in stack.health():
         places[service] = inspect(stack, stack.container(service), "{{json .}}")
@@ -213,8 +239,8 @@ def test_a_body_that_triton_can_not_read_is_the_clients_error(stack, served, dat
 
 def test_the_client_network_leads_to_no_database_no_engine_and_no_triton(stack, served):
     """From a container that has joined the clients' network, as an application would; by name and by address."""
-    ports = {"postgres": 5432, "docker-proxy": 2375, "triton-cpu": 8000, "gateway": 8000}
-    targets = [("triton", 8000)]
+    ports = {"postgres": 5432, "triton-cpu": 8000, "gateway": 8000}
+    targets = [("triton", 8000), ("docker-proxy", 2375)]
     for service, port in ports.items():
         networks = json.loads(inspect(stack, stack.container(service), "{{json .NetworkSettings.Networks}}"))
         targets += [(service, port), *((network["IPAddress"], port) for network in networks.values())]
@@ -229,9 +255,23 @@ def test_the_client_network_leads_to_no_database_no_engine_and_no_triton(stack, 
     )
     network = f"{stack.name}-clients"
     command = ["python", "-c", program, json.dumps(targets)]
-    reached = stack.run("docker", "run", "--rm", "--network", network, "toxic-trainer", *command).stdout.split()
+    reached = stack.run("docker", "run", "--rm", "--network", network, f"{stack.name}-trainer", *command).stdout.split()
     gateway = json.loads(inspect(stack, stack.container("gateway"), "{{json .NetworkSettings.Networks}}"))
     assert reached == ["gateway", gateway[network]["IPAddress"]]
+
+
+def test_the_engines_proxy_is_in_no_network_and_its_socket_is_the_schedulers_alone(stack):
+    networks = json.loads(inspect(stack, stack.container("docker-proxy"), "{{json .NetworkSettings.Networks}}"))
+    assert list(networks) == ["none"], "from the host every address of a network can be reached"
+    having = set()
+    for service in stack.health():
+        mounts = json.loads(inspect(stack, stack.container(service), "{{json .Mounts}}"))
+        having |= {(service, one["Destination"]) for one in mounts}
+    having = {(service, at) for service, at in having if at in ("/run/engine", "/var/run/docker.sock")}
+    ours = {("docker-proxy", "/run/engine"), ("airflow-scheduler", "/run/engine")}
+    assert having == {*ours, ("docker-proxy", "/var/run/docker.sock")}
+    above = Path(stack.run("docker", "info", "--format={{.DockerRootDir}}").stdout.strip())  # of all volumes
+    assert not above.stat().st_mode & 0o007, "others than root reach the socket on the host"
 
 
 def test_without_a_login_airflow_and_mlflow_refuse(stack):
@@ -246,6 +286,17 @@ def test_without_a_login_airflow_and_mlflow_refuse(stack):
     search = f"{mlflow}/api/2.0/mlflow/registered-models/search"
     assert httpx.get(search, auth=ours).status_code == 200
     assert httpx.get(search, auth=ours, headers={"Host": "attacker.example"}).status_code == 403
+
+
+def test_mlflows_page_may_ask_at_the_address_that_people_reach_it_at_and_no_other_page_may(stack):
+    for origin, status in ((MLFLOW_URL, 200), ("https://attacker.example", 403)):
+        found = httpx.post(
+            stack.url("MLFLOW_PORT", "/ajax-api/2.0/mlflow/experiments/search"),
+            auth=("reviewer", stack.secret("MLFLOW_REVIEWER_PASSWORD")),
+            headers={"Origin": origin, "Host": MLFLOW_URL.removeprefix("https://")},
+            json={"max_results": 1},
+        )
+        assert found.status_code == status, (origin, found.text)
 
 
 def test_a_viewer_can_not_trigger_and_an_operator_can_not_approve(stack, served):
@@ -281,7 +332,8 @@ def test_a_reviewer_may_set_aliases_in_mlflow_and_not_more(stack, served):
 def test_the_engines_proxy_lets_through_what_a_step_needs_and_nothing_else(stack):
     program = (
         "import httpx, json\n"
-        "engine = httpx.Client(base_url='http://docker-proxy:2375')\n"
+        "socket = httpx.HTTPTransport(uds='/run/engine/docker.sock')\n"
+        "engine = httpx.Client(transport=socket, base_url='http://engine')\n"
         "asked = [('GET', '/_ping'), ('GET', '/v1.41/containers/json'), ('GET', '/v1.41/info'),"
         " ('POST', '/v1.41/containers/abc/exec'), ('POST', '/v1.41/build'), ('POST', '/v1.41/images/create'),"
         " ('GET', '/v1.41/volumes'), ('POST', '/v1.41/volumes/create'), ('GET', '/v1.41/secrets'),"
@@ -290,6 +342,13 @@ def test_the_engines_proxy_lets_through_what_a_step_needs_and_nothing_else(stack
     )
     found = stack.compose("exec", "-T", "airflow-scheduler", "python", "-c", program).stdout
     assert json.loads(found.splitlines()[-1]) == [200, 200] + [403] * 9
+
+
+def test_a_killed_triton_comes_back_with_the_version_that_it_served(stack, served):
+    """That the next run is good, and swaps in the server that has come back, the tests below see."""
+    kill_main_process(stack, "triton-cpu", b"tritonserver")
+    wait_for(lambda: answers(stack) == 1, 120)
+    stack.wait_healthy()
 
 
 # A swap under load ----------------------------------------------------------------------------------------------------
@@ -318,6 +377,7 @@ def approve(stack, run_id: str) -> None:
         if asked.status_code == 404 or asked.json()["response_received"]:
             return
         assert operator.patch(review, json=answer).status_code == 403
+        stack.run("make", "backup", f"BACKUPS={stack.folder / 'while-a-review-waits'}")
         reviewer.patch(review, json=answer).raise_for_status()
 
 
@@ -368,12 +428,6 @@ def test_a_killed_container_of_a_step_is_tried_again(stack, swapped):
 # Breaking things ------------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_triton_comes_back_with_the_version_that_it_served(stack, swapped):
-    kill_main_process(stack, "triton-cpu", b"tritonserver")
-    wait_for(lambda: answers(stack) == 2, 120)
-    stack.wait_healthy()
-
-
 def test_a_full_workspace_fails_a_run_in_words_and_service_goes_on(stack, swapped):
     """That the next run is good, test_a_killed_scheduler_… sees."""
     filler = stack.workspace / "filler"
@@ -405,9 +459,12 @@ def test_a_step_that_takes_too_long_is_ended_with_its_container(stack):
     assert stack.steps() == {}
 
 
-def test_a_step_that_a_person_marks_as_failed_is_ended_with_its_container(stack, swapped):
+def test_a_step_that_a_person_marks_as_failed_is_ended_with_its_container(stack, swapped, tmp_path):
     stack.trigger("given-up", SHORT)
     step = stack.wait_for_step("train")
+    refused = stack.run("make", "backup", f"BACKUPS={tmp_path}", check=False)
+    assert refused.returncode and "a step is running (train): back up when its run is over" in refused.stderr
+    assert list(tmp_path.iterdir()) == [] and stack.health()["airflow-scheduler"] == "healthy"
     with stack.airflow("operator") as operator:
         task = f"{WEEKLY}/dagRuns/given-up/taskInstances/train"
         operator.patch(task, json={"new_state": "failed"}).raise_for_status()
@@ -436,7 +493,7 @@ def test_a_killed_scheduler_leaves_no_orphan_and_its_run_ends_well(stack, swappe
 
 def test_a_backup_brings_back_both_the_databases_and_the_workspace(stack, swapped, tmp_path):
     labels = (f"toxic.workspace={stack.name}-workspace", "toxic.owner=gone 1 1", "toxic.step=train")
-    stack.run("docker", "create", *(f"--label={label}" for label in labels), "toxic-trainer", "true")
+    stack.run("docker", "create", *(f"--label={label}" for label in labels), f"{stack.name}-trainer", "true")
     backup = stack.run("make", "backup", f"BACKUPS={tmp_path}").stdout.splitlines()[-1]
     assert stack.steps() == {}, "what a killed task has left is in the way of no backup"
     before = {run["dag_run_id"] for run in stack.airflow("viewer").get(f"{WEEKLY}/dagRuns").json()["dag_runs"]}
@@ -483,12 +540,18 @@ def test_a_killed_postgres_comes_back_and_the_run_ends_well(stack, swapped):
 
 def test_new_secrets_hold_after_the_next_start(stack, swapped):
     old = stack.secret("AIRFLOW_VIEWER_PASSWORD"), stack.secret("MLFLOW_BACKEND_STORE_URI")
+    more = ("roles", "add-perms", "Operator", "--resource", "Connections", "--action", "can_read")
+    stack.compose(
+        "exec", "-T", "airflow-scheduler", "with-secrets", "airflow", *more
+    )  # what a role should not have goes
+    assert stack.airflow("operator").get("/api/v2/connections").status_code == 200
     stack.run("make", "secrets", "NAMES=AIRFLOW_VIEWER_PASSWORD MLFLOW_BACKEND_STORE_URI MLFLOW_TRACKING_PASSWORD")
     stack.compose("up", "--detach", "--wait", "--no-build", "--force-recreate")
     assert old != (stack.secret("AIRFLOW_VIEWER_PASSWORD"), stack.secret("MLFLOW_BACKEND_STORE_URI"))
     login = {"username": "viewer", "password": old[0]}
     assert httpx.post(stack.url("AIRFLOW_PORT", "/auth/token"), json=login).status_code == 401
     assert stack.airflow("viewer").get(WEEKLY).status_code == 200
+    assert stack.airflow("operator").get("/api/v2/connections").status_code == 403
     assert stack.ask()["version"] == 2
 
 
