@@ -76,7 +76,7 @@ def of_run(config: Config, run: Run) -> tuple[int, Path]:
 
 
 def build_by_hand(overrides, onnx, output_path, config_path, config_name) -> dict:
-    """Builds any ONNX file into any engine file.
+    """Builds any ONNX file into any engine file; beside it, as <name>.json, what it fits and its hash.
 
     Raises:
         UsageError: there is no such ONNX file.
@@ -92,13 +92,9 @@ def build_by_hand(overrides, onnx, output_path, config_path, config_name) -> dic
         facts = build(config, source, Path(place) / target.name)
         for file in Path(place).iterdir():
             os.replace(file, target.parent / file.name)
-    return {
-        "step": "build_engine",
-        "output": str(target),
-        "sha256": files.sha256(target),
-        "bytes": target.stat().st_size,
-        **facts,
-    }
+    built = {"sha256": files.sha256(target), "bytes": target.stat().st_size, **facts}
+    files.write_json(target.with_name(f"{target.name}.json"), built)
+    return {"step": "build_engine", "output": str(target), **built}
 
 
 def build(config: Config, onnx: Path, target: Path) -> dict:

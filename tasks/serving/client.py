@@ -82,7 +82,7 @@ class ToxicClient:
             timeout_s: how long one try waits for an answer.
             attempts: tries of a request that meets no server, or one that has not loaded the model yet, with growing
                 pauses between them: 8 take about 11 s. What was refused or took too long is not tried again.
-            batch_size: messages a request, at most the server's max_batch_size.
+            batch_size: messages a request, at most the server's max_batch_size().
             threads: requests under way at a time.
         """
         self.timeout_s, self.attempts, self.batch_size, self.model = timeout_s, attempts, batch_size, model
@@ -108,17 +108,22 @@ class ToxicClient:
         """
         if isinstance(texts, str):
             raise TypeError("classify takes a list of messages: for one, classify([text])")
-        answers = self._pool.map(self._try, batches(texts, self.batch_size))
+        answers = self._pool.map(lambda batch: self._try(ask, batch), batches(texts, self.batch_size))
         return [answer for batch in answers for answer in batch]
 
-    def _try(self, texts: list[str]) -> list[Answer]:
+    def max_batch_size(self) -> int:
+        """Messages that the server takes in one request, now: another version may take others. Raises like `classify`,
+        each error but TooLarge."""
+        return self._try(largest_batch)
+
+    def _try(self, request, *arguments):
         retrying = Retrying(
             retry=retry_if_exception_type((ServerUnavailable, ModelNotLoaded)),
             stop=stop_after_attempt(self.attempts),
             wait=wait_exponential_jitter(initial=0.1, max=5, jitter=0.1),
             reraise=True,
         )
-        return retrying(ask, self._connection, texts, self.timeout_s, self.model)
+        return retrying(request, self._connection, *arguments, self.timeout_s, self.model)
 
 
 def classify(texts: list[str], url: str, batch_size: int = 32, threads: int = 1, timeout_s: float = 60) -> list[Answer]:
@@ -137,6 +142,13 @@ def ask(connection: InferenceServerClient, texts: list[str], timeout_s: float = 
     except InferenceServerException as error:
         raise in_words(error, model, timeout_s) from None
     return [json.loads(answer) for answer in found.ravel()]
+
+
+def largest_batch(connection: InferenceServerClient, timeout_s: float = 60, model: str = MODEL) -> int:
+    try:
+        return connection.get_model_config(model, client_timeout=timeout_s).config.max_batch_size
+    except InferenceServerException as error:
+        raise in_words(error, model, timeout_s) from None
 
 
 def encode(text: str) -> bytes:

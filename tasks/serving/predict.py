@@ -57,6 +57,7 @@ def answers_from(url: str, texts: list[str]) -> list[dict]:
 
     try:
         with ToxicClient(url) as client:
+            client.batch_size = client.max_batch_size()
             return client.classify(texts)
     except ServingError as error:
         raise StepFailed(f"--url={url}: {error.message()}") from None

@@ -12,12 +12,12 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from serving_parts import ROOT, Live, messages
+from serving_parts import ROOT, Live, decided, messages
 from tritonclient.utils import InferenceServerException
 
 from tasks import files
 from tasks.labels import LABELS
-from tasks.serving import client
+from tasks.serving import build_engine, client, swap
 from tasks.serving.client import ModelNotLoaded, Refused, ServerUnavailable, TimedOut, TooLarge, ToxicClient
 
 HEAVY = {"torch", "transformers", "mlflow", "hydra", "omegaconf", "pydantic", "polars", "onnxruntime", "httpx"}
@@ -142,6 +142,18 @@ def test_predict_asks_a_server(config, live, promote, tmp_path):
     assert [answer["scores"] for answer in files.read_json(tmp_path / "out.json")] == [a["scores"] for a in expected]
     done = predict("--text=text", f"--url={config.serving.url}", "--checkpoint=x", "profile=demo")
     assert done.returncode == 2 and "one of the two" in done.stderr
+
+
+def test_predict_sends_no_more_at_a_time_than_the_server_takes(live, bring, config, tmp_path):
+    run = decided(config, bring, 1)
+    engine = build_engine.folder_of(config, run) / "engine.json"
+    files.write_json(engine, {**files.read_json(engine), "max_batch_size": 2})
+    swap.run(config, run)
+    with pytest.raises(Refused, match="batch-size must be <= 2"):
+        client.classify(messages(3), config.serving.url)
+    (tmp_path / "in.txt").write_text("\n".join(messages(5)), encoding="utf-8")
+    done = predict(f"--input-file={tmp_path}/in.txt", f"--url={config.serving.url}", "profile=demo")
+    assert [answer["text"] for answer in json.loads(done.stdout.splitlines()[-1])] == messages(5)
 
 
 def predict(*arguments):

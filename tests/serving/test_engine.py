@@ -153,6 +153,10 @@ def test_convert_to_tensorrt_builds_with_what_it_is_told(rtx, bfloat16, workspac
     result, target = json.loads(done.stdout), workspace / "models" / "model.trt"
     assert result["compute_capability"] == "SM89" and result["bytes"] == target.stat().st_size
     assert result["sha256"] == files.sha256(target)
+    # Whoever finds the file later learns what it fits.
+    recorded = files.read_json(workspace / "models" / "model.trt.json")
+    assert recorded == {name: value for name, value in result.items() if name not in ("step", "output")}
+    assert recorded["tensorrt_package"] == "tensorrt_rtx" and recorded["tensorrt"]
 
 
 # What can not be built ------------------------------------------------------------------------------------------------
