@@ -33,7 +33,7 @@ from benchmarks import json_line, tiny_versions  # noqa: E402
 from tasks import files, integrity  # noqa: E402
 from tasks.errors import StepFailed  # noqa: E402
 from tasks.promotion import registry  # noqa: E402
-from tasks.serving import build_engine, client, repository, swap, triton  # noqa: E402
+from tasks.serving import build_engine, client, exchange, live_servers, repository, swap, triton  # noqa: E402
 
 VERSIONS = (1, 2, 3, 4)
 FLAWED_EVERY = 5
@@ -203,11 +203,11 @@ def put_in_service(config, store: Path, version: int, flaw=None) -> None:
             shutil.copytree(repository.folder(store, part, version), beside, dirs_exist_ok=True)
     if flaw:
         flaw(live, version)
-    with registry.lease(config, "benchmark") as still_mine, swap.live_servers(config) as servers:
-        swap.finish_or_undo(config, servers)
+    with registry.lease(config, "benchmark") as still_mine, live_servers.connect(config) as servers:
+        exchange.finish_or_undo(config, servers)
         change = swap.going_forward(config, registry.alias(config, "champion"), version)
         try:
-            swap.replace(config, servers, still_mine, version, **change)
+            exchange.replace(config, servers, still_mine, version, **change)
         except StepFailed as error:
             print(str(error)[:300], file=sys.stderr)
 

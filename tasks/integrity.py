@@ -27,7 +27,7 @@ def changed(folder: Path) -> str | None:
 
 
 def way_out(folder: Path) -> str:
-    return f"run build_engine, stage and swap again for version {folder.name}, or put another version into service"
+    return f"trigger toxicity_release for version {folder.name}, which installs it anew"
 
 
 def sha256(file: Path) -> str:

@@ -40,32 +40,37 @@ def create(config: Config, repository: Path) -> None:
             (repository / ensemble / "1").mkdir(parents=True, exist_ok=True)
 
 
-def as_built(config: Config, repository: Path, version: int) -> Config:
-    """The configuration, but with the engine, sizes and tolerance that an installed version was built with."""
-    engine = files.read_json(folder(repository, CLASSIFIER, version) / "engine.json")
+def as_built(config: Config, engine: Path) -> Config:
+    """The configuration, but with the engine, sizes and tolerance that a version was built with.
+
+    Args:
+        engine: a folder with the version's engine.json: that of its installed classifier, or one from build_engine.
+    """
+    engine = files.read_json(engine / "engine.json")
     built = {
         name: engine[name] for name in ("engine", "max_batch_size", "buckets", "score_tolerance") if name in engine
     }
     return config.model_copy(update={"serving": config.serving.model_copy(update=built)})
 
 
-def for_both(config: Config, repository: Path, old: int | None, new: int) -> Config:
+def for_both(config: Config, old: Path, new: Path) -> Config:
     """The new version's configuration, with batches that both versions take while both are loaded.
 
     Where a part takes less than the ensemble of the version in service, the server lets go of that ensemble.
 
+    Args:
+        old, new: folders with the versions' engine.json.
+
     Raises:
         StepFailed: they were built for different engines, or with other sizes of TensorRT's: no configuration has both.
     """
-    if old in (None, new) or old not in installed(repository):
-        return config
-    before, after = as_built(config, repository, old).serving, config.serving
+    before, after = as_built(config, old).serving, as_built(config, new).serving
     fixed = ["engine"] if after.engine == before.engine == "onnx" else ["engine", "max_batch_size", "buckets"]
     if differing := [name for name in fixed if getattr(before, name) != getattr(after, name)]:
         built, serves = (", ".join(f"{name}={getattr(of, name)}" for name in differing) for of in (after, before))
         raise StepFailed(
-            f"version {new} was built with {built}, version {old} in service with {serves}: a server can't have both "
-            f"loaded. Build it alike, or stop the servers, remove {repository}, start them and swap again"
+            f"it was built with {built}, what is in service with {serves}: a server can't have both loaded. Build it "
+            f"alike, or stop the servers, remove {old.parents[1]}, start them and swap again"
         )
     size = max(before.max_batch_size, after.max_batch_size)
     return config.model_copy(update={"serving": after.model_copy(update={"max_batch_size": size})})

@@ -7,7 +7,7 @@ from pathlib import Path
 from tasks.config import Config
 from tasks.errors import StepFailed
 from tasks.promotion import registry
-from tasks.serving import repository, swap
+from tasks.serving import exchange, live_servers, repository, swap
 
 log = logging.getLogger(__name__)
 
@@ -20,20 +20,22 @@ def run(overrides, reviewer, reason, config_path, config_name) -> dict:
     Returns {"served_version", "rolled_back_version", "swap_seconds"}; seconds are None where it was only finished.
 
     Raises:
-        StepFailed: nothing is in service, no version is left to go back to, or the live repository has lost it.
+        StepFailed: nothing is in service, no version is left to go back to, or the live repository has lost it; or a
+            server can not have both loaded.
     """
     from tasks.step import without_a_run
 
     config = without_a_run(overrides, config_path, config_name)
     who, why = reviewer or getpass.getuser(), reason or "none given"
-    with registry.lease(config, f"rollback by {who}") as still_mine, swap.live_servers(config) as servers:
-        finished = swap.finish_or_undo(config, servers)
+    with registry.lease(config, f"rollback by {who}") as still_mine, live_servers.connect(config) as servers:
+        finished = exchange.finish_or_undo(config, servers)
         if finished and finished["hold"]:
             bad, target, seconds = finished["from"], finished["to"], None
         else:
             bad, target = registry.alias(config, "champion"), choose(config)
+            exchange.require_fit_beside(config, servers, target, exchange.classifier(config, target))
             change = swap.going_back(config, bad, target, who, why)
-            seconds = swap.replace(config, servers, still_mine, target, **change)
+            seconds = exchange.replace(config, servers, still_mine, target, **change)
     log.info("version %d serves again, %d is tagged as rolled back", target, bad)
     return {"step": "rollback", "served_version": target, "rolled_back_version": bad, "swap_seconds": seconds}
 
@@ -47,10 +49,7 @@ def choose(config: Config) -> int:
     there = [version for version in before if version in repository.installed(live)]
     if not there:
         raise StepFailed(nothing_left(champion, before, live))
-    try:
-        repository.verify(live, there[0])
-    except StepFailed as error:
-        raise StepFailed(f"{error}, or trigger toxicity_release for version {there[0]}") from None
+    repository.verify(live, there[0])
     return there[0]
 
 

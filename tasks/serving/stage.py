@@ -130,12 +130,13 @@ def percentile(took: list[float], p: int) -> float:
 
 
 def copy_champion(config: Config, models: Path, champion: int) -> None:
-    """Makes a staging repository of the files with which the champion serves."""
+    """Makes a staging repository of the files with which the champion serves. Raises StepFailed if they are damaged."""
     live = repository.live(config)
+    repository.verify(live, champion)
     for part in repository.PARTS:
         source = repository.folder(live, part, champion)
         shutil.copytree(source, repository.folder(models, part, champion), copy_function=repository.link)
-    built = repository.as_built(config, models, champion)
+    built = repository.as_built(config, repository.folder(models, repository.CLASSIFIER, champion))
     repository.create(built, models)
     repository.write(models, repository.text_config(built, champion))
 

@@ -60,14 +60,12 @@ def serve(config: Config) -> None:
 def leave_out_what_may_not_load(config: Config, models: Path, version: int) -> None:
     """The version before stays loaded for a quick way back, but where it does not load the server loads none of both.
 
-    On a GPU, memory may be another's by now. In the middle of a swap nothing is changed: the next one finishes it.
+    On a GPU, memory may be another's by now. In the middle of a swap, the other is one that nobody has proved yet.
     """
-    from tasks.serving import swap
+    from tasks.serving import exchange
 
-    if swap.journal_file(config).exists():
-        return
     sound = {version}
-    if config.serving.engine != "tensorrt":
+    if config.serving.engine != "tensorrt" and not exchange.journal_file(config).exists():
         for other in repository.loaded_at_start(models) - sound:
             with suppress(StepFailed):
                 repository.verify(models, other)
@@ -379,19 +377,18 @@ def peak_memory(pid: int) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    from tasks.step import open_run, prepare_process
+    from tasks.step import prepare_process, without_a_run
 
     prepare_process()
     overrides = [a for a in arguments if a != "--by-hand"]
     copied = repository.TEMPLATES / repository.CLASSIFIER / "1"
     try:
-        _, config, _ = open_run("serve", overrides)
+        config = without_a_run(overrides)
         if "--by-hand" in arguments and (copied / "model.onnx").is_file():
             log.warning(
                 "serving %s, copied in by hand; without it: what the last swap committed", copied / "model.onnx"
             )
-            _, config, _ = open_run("serve", ["serving=onnx", *overrides])
-            serve_by_hand(config, copied)
+            serve_by_hand(without_a_run(["serving=onnx", *overrides]), copied)
         serve(config)
     except (UsageError, StepFailed) as error:
         print(error, file=sys.stderr)

@@ -8,7 +8,7 @@ from serving_parts import changed, overrides, put_in_service, ready
 from tasks import config as configuration
 from tasks.errors import StepFailed, UsageError
 from tasks.promotion import registry
-from tasks.serving import client, repository, rollback, swap
+from tasks.serving import client, exchange, live_servers, repository, rollback
 
 
 def versions(pair) -> list[int]:
@@ -26,7 +26,7 @@ def test_a_swap_and_a_rollback_reach_all_servers_or_none(pair, two, config_of_bo
     # first round both have let go of version 1 before.
     for call, model in ((4, repository.CLASSIFIER), (2, repository.TRIAL), (2, repository.TEXT)):
         with monkeypatch.context() as patched, pytest.raises(StepFailed, match="2 serves as before: no room for it"):
-            patched.setattr(swap, "load", failing(swap.load, model, call))
+            patched.setattr(live_servers, "load", failing(live_servers.load, model, call))
             put_in_service(config_of_both, bring, 3)
         assert versions(pair) == [2, 2] and [ready(one) for one in pair] == [[2], [2]]
         assert registry.alias(config_of_both, "champion") == 2
@@ -73,15 +73,15 @@ def test_a_server_that_dies_in_a_swap_takes_none_of_the_others_with_it(pair, two
         try_out(config, server, version)
         two[1].kill()
 
-    try_out = swap.try_out
+    try_out = exchange.try_out
     with monkeypatch.context() as patched, pytest.raises(StepFailed, match="1 serves as before"):
-        patched.setattr(swap, "try_out", dies)
+        patched.setattr(exchange, "try_out", dies)
         put_in_service(config_of_both, bring, 2)
     assert versions(pair[:1]) == [1] and ready(pair[0]) == [1]
     two[1].start("/v2/models/toxic_text/ready")
     assert versions(pair) == [1, 1]
     put_in_service(config_of_both, bring, 2)
-    assert versions(pair) == [2, 2] and not swap.journal_file(config_of_both).exists()
+    assert versions(pair) == [2, 2] and not exchange.journal_file(config_of_both).exists()
 
 
 def test_the_addresses_come_as_a_list_or_with_commas_from_the_environment(monkeypatch):
@@ -112,6 +112,23 @@ def test_the_version_before_stays_loaded_where_memory_allows_and_a_rollback_load
     # With more to be left free than there is, what served goes at once.
     put_in_service(changed(automatic, memory_headroom_gib=10**6), bring, 3)
     assert ready(config) == [3]
+
+
+def test_what_names_no_version_of_a_part_is_answered_by_the_one_in_service(config, live, bring):
+    """The server takes the highest that it has loaded; so a higher one is not kept beside it."""
+    both = changed(config, keep_previous_loaded=True)
+    for version, loaded in ((1, [1]), (3, [1, 3]), (2, [2]), (3, [2, 3])):
+        put_in_service(both, bring, version)
+        assert ready(config) == loaded and versions([config]) == [version] == [bare_version(live)]
+
+
+def bare_version(live) -> int:
+    """The version that answers where a client asks the classifier for token ids, and names none."""
+    ids = {"datatype": "INT64", "shape": [1, 2], "data": [[5, 6]]}
+    inputs = [{"name": name, **ids} for name in ("input_ids", "attention_mask")]
+    response = live.http("POST", f"/v2/models/{repository.CLASSIFIER}/infer", json={"inputs": inputs})
+    outputs = {output["name"]: output["data"] for output in response.raise_for_status().json()["outputs"]}
+    return outputs["model_version"][0]
 
 
 def test_a_fault_in_the_version_before_does_not_keep_the_one_in_service_from_starting(config, live, bring):

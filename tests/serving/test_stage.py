@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import yaml
 from serving_parts import ROOT, answer, load_config, messages, run_of
 
-from tasks import files
+from tasks import files, integrity
 from tasks.errors import StepFailed, UsageError
 from tasks.promotion import registry
 from tasks.serving import export_onnx, memory, repository, stage, triton
@@ -222,15 +223,41 @@ def test_latency_is_held_against_the_champions_in_a_server_of_its_own(config, li
     assert set(servers(config.workspace)) == before and answer(config)["version"] == 1
 
 
-def test_a_champion_that_no_longer_loads_is_not_compared_with_unless_the_limit_binds(config, live, promote, bring):
+def fail_as_it_loads(folder):
+    """A fault of the champion's code, recorded as installed."""
+    (folder / "model.py").write_text("raise MemoryError\n")
+    record = folder / integrity.RECORD
+    files.write_json(record, {**files.read_json(record), "model.py": integrity.sha256(folder / "model.py")})
+
+
+def cut_off(folder):
+    content = (folder / "model.onnx").read_bytes()
+    (folder / "model.onnx").unlink()  # it is a second name of the file that was built
+    (folder / "model.onnx").write_bytes(content[:1000])
+
+
+def empty_record(folder):
+    (folder / "engine.json").unlink()
+    (folder / "engine.json").touch()
+
+
+@pytest.mark.parametrize(
+    "harm, complaint",
+    [
+        (fail_as_it_loads, "Triton can't load toxic_text: .*stage/champion/triton.log"),
+        (cut_off, "model.onnx has SHA-256 .* trigger toxicity_release for version 1"),
+        (empty_record, "engine.json can't be read .* trigger toxicity_release for version 1"),
+        (shutil.rmtree, "hashes.json is missing"),
+    ],
+)
+def test_a_champion_that_no_longer_loads_is_not_compared_with_unless_the_limit_binds(
+    config, promote, bring, live, harm, complaint
+):
     promote(1)
-    model = repository.folder(repository.live(config), repository.CLASSIFIER, 1) / "model.onnx"
-    content = model.read_bytes()
-    model.unlink()  # it is a second name of the file that was built
-    model.write_bytes(content[:1000])
+    harm(repository.folder(repository.live(config), repository.CLASSIFIER, 1))
     run = bring(2)
     assert "latency_ratio" not in stage.run(config, run)
-    with pytest.raises(StepFailed, match="Triton can't load toxic_text: .*stage/champion/triton.log"):
+    with pytest.raises(StepFailed, match=complaint):
         stage.run(load_config(config.workspace, "gate.latency.binds=true", "gate.override_reason=a test"), run)
     assert staged(config.workspace) == []
 

@@ -1,10 +1,11 @@
 import json
+import shutil
 import threading
 import time
 from contextlib import contextmanager
 
 import pytest
-from serving_parts import answer, decided, ready, run_of
+from serving_parts import answer, changed, decided, overrides, put_in_service, ready, run_of
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
@@ -12,7 +13,7 @@ from tasks import files, integrity
 from tasks.errors import StepFailed, UsageError
 from tasks.labels import LABELS
 from tasks.promotion import registry
-from tasks.serving import client, repository, swap
+from tasks.serving import build_engine, client, exchange, live_servers, repository, rollback, swap
 
 
 class Clients:
@@ -84,7 +85,7 @@ def test_the_first_swap_and_the_next_under_load(config, live, promote, bring):
     tags = registry.tags(config, 2)
     built = run_of(config.workspace, 2).result("build_engine")
     assert (tags["verdict"], tags["engine"], tags["engine_sha256"]) == ("promoted", "onnx", built["sha256"])
-    assert not swap.journal_file(config).exists()
+    assert not exchange.journal_file(config).exists()
 
     assert not any(config.workspace.glob("models/e*/*"))  # what the two runs have built is of no use any more
 
@@ -164,7 +165,7 @@ def test_a_broken_version_leaves_the_old_one_in_service(config, live, promote, m
         promote(1)
     assert ready(config) == [] and not live.answers("/v2/models/toxic_text/ready")
     assert repository.installed(repository.live(config)) == []
-    assert registry.alias(config, "champion") is None and not swap.journal_file(config).exists()
+    assert registry.alias(config, "champion") is None and not exchange.journal_file(config).exists()
 
     promote(1)
     before = answer(config)
@@ -185,7 +186,7 @@ def test_a_broken_version_leaves_the_old_one_in_service(config, live, promote, m
         assert answer(config) == before and ready(config) == [1]
         assert registry.alias(config, "champion") == 1 and registry.alias(config, "previous") is None
         assert "verdict" not in registry.tags(config, 2)
-        assert repository.served(repository.live(config)) == 1 and not swap.journal_file(config).exists()
+        assert repository.served(repository.live(config)) == 1 and not exchange.journal_file(config).exists()
         assert repository.installed(repository.live(config)) == [1]  # an engine has gigabytes
     assert promote(2)["served_version"] == 2  # the same version, unharmed
 
@@ -216,47 +217,135 @@ def test_versions_with_other_batch_sizes_take_each_others_place(config, live, pr
     assert batch_size() == before and ready(config) == [3] and clients.failures == []
 
 
-def test_engines_that_no_server_has_both_of_are_refused_before_anything_is_touched(config, live, promote, monkeypatch):
-    promote(1)
-
-    def for_tensorrt(folder):
-        files.write_json(folder / "engine.json", {**files.read_json(folder / "engine.json"), "engine": "tensorrt"})
-
-    monkeypatch.setattr(swap, "install", harmed(for_tensorrt))
-    with pytest.raises(StepFailed, match="what serves goes on: .*engine=tensorrt, version 1 .* engine=onnx.*alike"):
-        promote(2)
-    assert answer(config)["version"] == 1 and not swap.journal_file(config).exists()
-    assert repository.installed(repository.live(config)) == [1]
-
-
 PLAN = {"engine": "tensorrt", "tensorrt_package": "tensorrt", "gpu": "NVIDIA L4", "compute_capability": "SM89"}
 
 
-def built_with(tensorrt):
-    """Has an installed version say that it is a plan of this release of TensorRT, which no server here could load."""
-
-    def say_so(folder):
-        file = folder / "engine.json"
-        files.write_json(file, {**files.read_json(file), **PLAN, "tensorrt": tensorrt})
-
-    return say_so
+def say_of_engine(folder, **facts):
+    """Has a version's engine.json say that it was built otherwise: a plan is what no server here could load."""
+    engine = files.read_json(folder / "engine.json")
+    files.write_json(folder / "engine.json", {**engine, **facts})
 
 
-def test_an_engine_that_does_not_fit_the_server_is_refused_before_anything_is_touched(
-    config, live, promote, bring, monkeypatch
+def content(config) -> dict:
+    """What the live repository holds, but for what a server's models write."""
+    return {file: file.read_bytes() for file in repository.live(config).rglob("*") if file.is_file()}
+
+
+def test_engines_that_no_server_has_both_of_are_refused_before_anything_is_touched(config, live, promote, bring):
+    promote(1)
+    promote(2)
+
+    def refused(version, complaint, **facts):
+        run, before = decided(config, bring, version), content(config)
+        say_of_engine(build_engine.folder_of(config, run), **facts)
+        with pytest.raises(StepFailed, match=f"version {version} is not put into .* what serves goes on: {complaint}"):
+            swap.run(config, run)
+        assert answer(config)["version"] == 2 and not exchange.journal_file(config).exists()
+        assert content(config) == before
+
+    for version in (1, 3):  # the files of 1 are the way back
+        refused(version, "it was built with engine=tensorrt, .* engine=onnx: .*alike", engine="tensorrt")
+    say_of_engine(own_files(config, 2), **PLAN, tensorrt="10.13.3.9")
+    refused(
+        3,
+        f"it was built with TensorRT 10.9.0.34 for NVIDIA L4 .SM89., but {config.serving.url} serves version 2, built "
+        "with TensorRT 10.13.3.9 .*toxicity_release for version 3",
+        **PLAN,
+        tensorrt="10.9.0.34",
+    )
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("harm, complaint", [(damage_model, "SHA-256"), (change_golden, "in stage it was")])
+def test_a_version_that_comes_again_and_fails_leaves_the_way_back_as_it_was(
+    config, live, bring, monkeypatch, keep, harm, complaint
+):
+    """What was built of it anew had the place of what was proven, and did not load, or did."""
+    both = changed(config, keep_previous_loaded=keep)
+    put_in_service(both, bring, 1)
+    before = answer(config)
+    put_in_service(both, bring, 2)
+    way_back = content(config)
+    with monkeypatch.context() as patched, pytest.raises(StepFailed, match=f"2 serves as before: .*{complaint}"):
+        patched.setattr(swap, "install", harmed(harm))
+        put_in_service(both, bring, 1)
+    assert answer(config)["version"] == 2 and ready(config) == ([1, 2] if keep else [2])
+    assert content(config) == way_back and not any(exchange.aside(config).glob("*/*"))
+    assert rollback.run(overrides(both), "ann", "too strict", "configs", "config")["served_version"] == 1
+    assert answer(config) == before
+
+
+def empty_engine(folder):
+    (folder / "engine.json").write_text("")
+
+
+@pytest.mark.parametrize("harm", [damage_model, empty_engine, shutil.rmtree])
+def test_a_version_in_service_that_could_not_be_loaded_again_is_neither_swapped_nor_rolled_back(
+    config, live, promote, harm
+):
+    """It answers from memory, and nothing could bring it back there: a swap would risk what serves."""
+
+    def roll_back():
+        return rollback.run(overrides(config), "ann", "too strict", "configs", "config")
+
+    promote(1)
+    promote(2)
+    harm(own_files(config, 2))
+    refused = "is not put into service, what serves goes on: .* answers from memory as version 2, which it could not "
+    for move in (lambda: promote(3), lambda: promote(1, release=True), roll_back):
+        with Clients(live) as clients, pytest.raises(StepFailed, match=f"{refused}.*toxicity_release for version 2"):
+            move()
+        assert clients.failures == [] and ready(config) == [2]
+        assert not exchange.journal_file(config).exists() and registry.hold(config) is None
+    assert promote(2)["served_version"] == 2
+    assert promote(3)["served_version"] == 3
+
+    # The other way out that the message names.
+    harm(own_files(config, 3))
+    with pytest.raises(StepFailed, match="or start the server again, which then serves nothing until this command"):
+        roll_back()
+    live.kill()
+    live.start()
+    assert ready(config) == [] and roll_back()["served_version"] == 2 and answer(config)["version"] == 2
+
+
+@pytest.mark.parametrize("where", ["try_out", "switch"])
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_killed_swap_does_not_stand_in_the_way_of_mending_what_served(
+    config, live, promote, monkeypatch, where, lost
 ):
     promote(1)
-    built_with("10.13.3.9")(own_files(config, 1))
-    with monkeypatch.context() as patched:
-        patched.setattr(swap, "install", harmed(built_with("10.9.0.34")))
-        with pytest.raises(
-            StepFailed,
-            match="what serves goes on: version 2 was built with TensorRT 10.9.0.34 for NVIDIA L4 .SM89., but "
-            f"{config.serving.url} serves version 1, built with TensorRT 10.13.3.9 .*toxicity_release for version 2",
-        ):
-            promote(2)
-    assert answer(config)["version"] == 1 and not swap.journal_file(config).exists()
-    assert repository.installed(repository.live(config)) == [1]
+    before = answer(config)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(exchange, where, killed)
+        patched.setattr(exchange, "undo", lambda *arguments: None)
+        promote(2)
+    damage_model(own_files(config, 1))
+    if lost:  # as it is after an upgrade of the server, which does not take the old engine
+        live.kill()
+        live.start()
+        assert ready(config) == []
+    assert promote(1)["served_version"] == 1
+    assert answer(config) == before and ready(config) == [1] and not exchange.journal_file(config).exists()
+    assert promote(2)["served_version"] == 2
+
+
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("harm", [damage_model, empty_engine])
+def test_nor_does_one_that_was_killed_after_its_commit(config, live, promote, monkeypatch, lost, harm):
+    promote(1)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(exchange, "finish", killed)
+        promote(2)
+    new = answer(config)
+    harm(own_files(config, 2))
+    if lost:
+        live.kill()
+        live.start()
+    assert promote(2)["served_version"] == 2
+    assert answer(config) == new and ready(config) == [2] and not exchange.journal_file(config).exists()
+    assert registry.alias(config, "champion") == 2 and registry.tags(config, 2)["verdict"] == "promoted"
+    assert rollback.run(overrides(config), "ann", "too strict", "configs", "config")["served_version"] == 1
 
 
 def test_a_damaged_version_in_service_is_installed_anew_without_a_dropped_request(config, live, promote):
@@ -312,10 +401,10 @@ def test_files_that_were_installed_anew_are_what_serves_also_at_the_second_try(c
             with monkeypatch.context() as interrupted, pytest.raises(Killed):
                 interrupted.setattr(swap, at_first, killed)
                 promote(1)
-            assert answer(config) == before and swap.renewal_file(config).exists()
+            assert answer(config) == before and exchange.renewal_file(config).exists()
             promote(1)
         now = answer(config)
-        assert clients.failures == [] and not swap.renewal_file(config).exists() and ready(config) == [1]
+        assert clients.failures == [] and not exchange.renewal_file(config).exists() and ready(config) == [1]
         assert now["scores"] != before["scores"] and now["labels"] == before["labels"]
         before = now
 
@@ -345,7 +434,7 @@ def test_a_version_in_service_that_fits_the_server_no_more_is_installed_anew(con
     """As after an upgrade of the Triton image, which brings another TensorRT."""
     promote(1)
     before = answer(config)
-    built_with("10.9.0.34")(own_files(config, 1))
+    say_of_engine(own_files(config, 1), **PLAN, tensorrt="10.9.0.34")
     live.kill()
     repository.write(repository.live(config), repository.text_config(config, None))  # it would not have loaded
     live.start()
@@ -369,7 +458,7 @@ def test_an_answer_may_differ_by_the_tolerance_of_its_scores_and_nothing_else():
     message = {"answer": {"toxic": True, "labels": [], "scores": scores, "version": 1}}
 
     def expected(tolerance, **other):
-        return swap.as_expected({**message["answer"], **other}, message, 1, tolerance)
+        return live_servers.as_expected({**message["answer"], **other}, message, 1, tolerance)
 
     moved = {**scores, "threat": 0.33}
     assert expected(0.05, scores=moved) and not expected(0.02, scores=moved)
@@ -392,10 +481,10 @@ def test_who_has_lost_the_lease_undoes_nothing(config, live, promote, monkeypatc
         raise StepFailed("it does not load")
 
     monkeypatch.setattr(registry, "lease", lease_that_goes)
-    monkeypatch.setattr(swap, "load_beside", fails)
+    monkeypatch.setattr(exchange, "load_beside", fails)
     with pytest.raises(registry.LeaseLost):
         promote(2)
-    assert swap.journal_file(config).exists()
+    assert exchange.journal_file(config).exists()
 
 
 def test_a_server_that_has_lost_the_version_in_service_gets_it_back(config, live, promote):
@@ -410,7 +499,7 @@ def test_a_server_that_has_lost_the_version_in_service_gets_it_back(config, live
 
 def test_a_registry_that_fails_after_the_switch_brings_the_old_version_back(config, live, promote, monkeypatch):
     promote(1)
-    before, set_aliases, calls = answer(config), swap.set_aliases, []
+    before, set_aliases, calls = answer(config), exchange.set_aliases, []
 
     def fails_once(*arguments):
         calls.append(answer(config)["version"])
@@ -418,12 +507,12 @@ def test_a_registry_that_fails_after_the_switch_brings_the_old_version_back(conf
             raise ConnectionError("the registry is away")
         set_aliases(*arguments)
 
-    monkeypatch.setattr(swap, "set_aliases", fails_once)
+    monkeypatch.setattr(exchange, "set_aliases", fails_once)
     with Clients(live) as clients, pytest.raises(StepFailed, match="1 serves as before: the registry is away"):
         promote(2)
     assert clients.failures == [] and calls == [2, 1]
     assert answer(config) == before and ready(config) == [1]
-    assert registry.alias(config, "champion") == 1 and not swap.journal_file(config).exists()
+    assert registry.alias(config, "champion") == 1 and not exchange.journal_file(config).exists()
     live.kill()
     live.start("/v2/models/toxic_text/ready")
     assert answer(config) == before
@@ -438,18 +527,23 @@ def test_a_killed_swap_is_finished_or_undone_by_the_next(config, live, promote, 
     # What it was about to do when it was killed, and the version that must serve after the next start.
     for where, lands_on in (("load_beside", 1), ("try_out", 1), ("switch", 1), ("set_aliases", 2), ("finish", 2)):
         with monkeypatch.context() as patched:
-            patched.setattr(swap, where, killed)
-            patched.setattr(swap, "undo", lambda *arguments: None)
+            patched.setattr(exchange, where, killed)
+            patched.setattr(exchange, "undo", lambda *arguments: None)
             with pytest.raises(Killed):
                 promote(2)
-        assert swap.journal_file(config).exists()
-        with registry.lease(config, "test") as still_mine, swap.live_servers(config) as servers:
-            swap.finish_or_undo(config, servers)
+        assert exchange.journal_file(config).exists()
+        if where == "switch":  # what nobody has proved yet must not keep a server from starting
+            assert ready(config) == [1, 2]
+            live.kill()
+            live.start("/v2/models/toxic_text/ready")
+            assert ready(config) == [1]
+        with registry.lease(config, "test") as still_mine, live_servers.connect(config) as servers:
+            exchange.finish_or_undo(config, servers)
             assert answer(config)["version"] == lands_on and ready(config) == [lands_on]
             assert registry.alias(config, "champion") == lands_on
-            assert repository.served(repository.live(config)) == lands_on and not swap.journal_file(config).exists()
+            assert repository.served(repository.live(config)) == lands_on and not exchange.journal_file(config).exists()
             if lands_on == 2:
-                swap.replace(config, servers, still_mine, 1, {"champion": 1}, {})
+                exchange.replace(config, servers, still_mine, 1, {"champion": 1}, {})
 
 
 def killed(*arguments):

@@ -4,10 +4,11 @@ import sys
 
 import numpy as np
 import pytest
-from serving_parts import ROOT, Live, load_config
+from serving_parts import ROOT, Live, load_config, run_of
 
+from tasks import run as runs
 from tasks.errors import StepFailed
-from tasks.serving import client, export_onnx, repository, swap, triton
+from tasks.serving import client, export_onnx, live_servers, repository, triton
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_a_model_copied_by_hand_is_served(config, made, checkout):
         shutil.copy(exported / "tokenizer.json", copied)
         server.start("/v2/models/toxic_text/ready")
         answer = client.classify(["you are an idiot"], config.serving.url)[0]
-        with pytest.raises(StepFailed, match="copied in by hand"), swap.live_servers(config):
+        with pytest.raises(StepFailed, match="copied in by hand"), live_servers.connect(config):
             pass
     finally:
         server.stop()
@@ -58,6 +59,17 @@ def test_where_there_is_no_server_the_way_out_is_named(workspace, tmp_path, monk
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StepFailed, match="no tritonserver on PATH"):
         triton.installation(load_config(workspace, "serving.triton_env=null"))
+
+
+def test_a_run_whose_overrides_mean_nothing_any_more_does_not_keep_the_server_down(config, live, promote):
+    promote(1)
+    promote(2)
+    run = run_of(config.workspace, "weekly")
+    runs.record(run, config, ["serving.an_option_of_last_year=1", f"serving.http_port={config.serving.http_port + 1}"])
+    assert runs.newest(config.workspace) == run
+    live.kill()
+    live.start("/v2/models/toxic_text/ready")
+    assert client.classify(["you are an idiot"], config.serving.url)[0]["version"] == 2
 
 
 def test_a_wrong_override_ends_the_server_command_with_2(workspace):

@@ -36,7 +36,7 @@ def test_a_record_that_says_nothing_is_damage_with_a_way_out(part, record):
     (part / integrity.RECORD).write_bytes(record)
     said = integrity.changed(part)
     assert f"what {part / integrity.RECORD} lists can't be read" in said
-    assert "run build_engine, stage and swap again for version 7" in said
+    assert "trigger toxicity_release for version 7" in said
 
 
 def test_a_missing_record_is_damage_too(part):
