@@ -227,7 +227,7 @@ def say_of_engine(folder, **facts):
 
 
 def content(config) -> dict:
-    """What the live repository holds, but for what a server's models write."""
+    """Of all files in the live repository."""
     return {file: file.read_bytes() for file in repository.live(config).rglob("*") if file.is_file()}
 
 
