@@ -11,6 +11,7 @@ says what has been begun: who is killed in between leaves it to the next one, wh
 import logging
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from tasks import files
@@ -110,13 +111,11 @@ def require_fit_beside(config: Config, servers: dict, version: int, engine: Path
     if not serving or old == version:
         return
     refused = f"version {version} is not put into service, what serves goes on:"
-    try:
-        repository.verify(repository.live(config), old)
-    except StepFailed as error:
+    if problem := repository.damage(repository.live(config), old):
         raise StepFailed(
-            f"{refused} {serving[0]} answers from memory as version {old}, which it could not load again: {error}; or "
-            "start the server again, which then serves nothing until this command is run again"
-        ) from None
+            f"{refused} {serving[0]} answers from memory as version {old}, which it could not load again: {problem}; "
+            "or start the server again, which then serves nothing until this command is run again"
+        )
     try:
         repository.for_both(config, classifier(config, old), engine)
     except StepFailed as error:
@@ -176,10 +175,10 @@ def load_beside(config: Config, server, journal: dict) -> None:
 
     Each is written down as soon as it has loaded: with an ensemble a server reads its parts' configurations again.
     """
-    versions = versions_during(journal)
-    config = repository.for_both(config, classifier(config, versions[0]), classifier(config, versions[-1]))
+    if journal["serving"]:
+        config = repository.for_both(config, classifier(config, journal["from"]), classifier(config, journal["to"]))
     for part in repository.PARTS:
-        wanted = repository.part_config(config, part, versions)
+        wanted = repository.part_config(config, part, versions_during(journal))
         live_servers.load(config, server, wanted)
         repository.write(repository.live(config), wanted)
 
@@ -216,7 +215,7 @@ def finish(config: Config, servers: dict, journal: dict) -> None:
     try:
         kept = let_go(config, servers, journal)
     except Exception as error:
-        if not is_gone(config, servers, version):
+        if not is_gone(config, servers.values(), version):
             raise
         log.error("version %d is in service, but loads no more, so release it anew, or another: %s", version, error)
         kept = []
@@ -333,27 +332,22 @@ def restore(config: Config, server, models: tuple[str, ...], journal: dict) -> N
         try:
             server.load_model(model, client_timeout=timeout_s)
         except InferenceServerException as error:
-            if not is_gone(config, {"": server}, old):
+            if not is_gone(config, [server], old):
                 raise
             raise StepFailed(
                 f"does not load version {old} any more: {error.message()}; release version {old} anew, or another"
             ) from None
 
 
-def is_gone(config: Config, servers: dict, version: int) -> bool:
+def is_gone(config: Config, servers: Iterable, version: int) -> bool:
     """Whether it is of no use to load again a version that has just failed to: a server does not have it, or has it in
     memory alone. A journal that waited for it would stand in the way of all that can repair it, a release for one.
 
     Raises:
         InferenceServerException: a server does not answer, so that nobody knows.
     """
-    if not all([live_servers.has_loaded(server, version) for server in servers.values()]):
-        return True
-    try:
-        repository.verify(repository.live(config), version)
-    except StepFailed:
-        return True
-    return False
+    loaded = [live_servers.has_loaded(server, version) for server in servers]
+    return not all(loaded) or repository.damage(repository.live(config), version) is not None
 
 
 def finish_or_undo(config: Config, servers: dict) -> dict | None:
@@ -389,10 +383,8 @@ def set_aside(config: Config, version: int) -> None:
     live = repository.live(config)
     if version not in repository.installed(live):
         return
-    try:
-        repository.verify(live, version)
-    except StepFailed as error:
-        log.warning("version %d is installed anew: %s", version, error)
+    if problem := repository.damage(live, version):
+        log.warning("version %d is installed anew: %s", version, problem)
         return
     for part in repository.PARTS:
         moved = repository.folder(aside(config), part, version)

@@ -46,10 +46,8 @@ def as_built(config: Config, engine: Path) -> Config:
     Args:
         engine: a folder with the version's engine.json: that of its installed classifier, or one from build_engine.
     """
-    engine = files.read_json(engine / "engine.json")
-    built = {
-        name: engine[name] for name in ("engine", "max_batch_size", "buckets", "score_tolerance") if name in engine
-    }
+    facts = files.read_json(engine / "engine.json")
+    built = {name: facts[name] for name in ("engine", "max_batch_size", "buckets", "score_tolerance") if name in facts}
     return config.model_copy(update={"serving": config.serving.model_copy(update=built)})
 
 
@@ -226,18 +224,24 @@ def link(file: Path, target: Path) -> None:
 
 
 def verify(repository: Path, version: int) -> None:
-    """Raises StepFailed where an installed file is not, byte for byte, the one recorded by build_engine or install, or
-    where what is known of the version can't be read."""
+    """Raises StepFailed where an installed version is damaged."""
+    if problem := damage(repository, version):
+        raise StepFailed(problem)
+
+
+def damage(repository: Path, version: int) -> str | None:
+    """Which installed file is not, byte for byte, the one recorded by build_engine or install, or what is known of the
+    version and can't be read, with the way out; None where a server that loads the version finds it whole."""
     for part in PARTS:
         if complaint := integrity.changed(folder(repository, part, version)):
-            raise StepFailed(complaint)
+            return complaint
     classifier = folder(repository, CLASSIFIER, version)
     for name in ("engine.json", "golden.json"):
         try:
             files.read_json(classifier / name)
         except (OSError, ValueError) as error:
-            problem = f"{classifier / name} can't be read ({error}): {integrity.way_out(classifier)}"
-            raise StepFailed(problem) from None
+            return f"{classifier / name} can't be read ({error}): {integrity.way_out(classifier)}"
+    return None
 
 
 def prune(repository: Path, history: list[int]) -> None:

@@ -160,10 +160,8 @@ def renew(config: Config, servers: dict, run: Run, version: int) -> bool:
 def why_not_loaded(config: Config, servers: dict, run: Run, version: int) -> str | None:
     """Why a server that starts now would not load the champion's files, where the run's would do; None if it would."""
     live = repository.live(config)
-    try:
-        repository.verify(live, version)
-    except StepFailed as error:
-        return str(error)
+    if problem := repository.damage(live, version):
+        return problem
     is_loaded = any(live_servers.has_loaded(server, version) for server in servers.values())
     if is_loaded or not build_engine.is_there(config, run):
         return None

@@ -67,8 +67,7 @@ def leave_out_what_may_not_load(config: Config, models: Path, version: int) -> N
     sound = {version}
     if config.serving.engine != "tensorrt" and not exchange.journal_file(config).exists():
         for other in repository.loaded_at_start(models) - sound:
-            with suppress(StepFailed):
-                repository.verify(models, other)
+            if repository.damage(models, other) is None:
                 sound.add(other)
     repository.keep_only(models, sound)
 
@@ -85,10 +84,8 @@ def say_whether_it_fits(classifier: Path) -> None:
 
 def is_as_built(models: Path, version: int) -> bool:
     """Whether the files are those that were built: a part in Python looks when it loads, Triton at a plan does not."""
-    try:
-        repository.verify(models, version)
-    except StepFailed as error:
-        log.error("version %d is not served: %s", version, error)
+    if problem := repository.damage(models, version):
+        log.error("version %d is not served: %s", version, problem)
         return False
     return True
 

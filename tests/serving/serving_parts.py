@@ -14,7 +14,7 @@ import polars as pl
 from tritonclient.grpc import InferenceServerClient
 
 from tasks import config as configuration
-from tasks import files
+from tasks import files, integrity
 from tasks.labels import LABELS
 from tasks.promotion import registry
 from tasks.run import Run, find
@@ -196,6 +196,31 @@ def remove(config, version: int) -> None:
     """Takes a version's folders out of the live repository."""
     for part in repository.PARTS:
         shutil.rmtree(repository.folder(repository.live(config), part, version))
+
+
+def own_files(config, version):
+    """The classifier's folder of an installed version, whose files are links to the engine's no more."""
+    folder = repository.folder(repository.live(config), repository.CLASSIFIER, version)
+    for file in list(folder.iterdir()):
+        content = file.read_bytes()
+        file.unlink()
+        file.write_bytes(content)
+    return folder
+
+
+def damage_model(folder):
+    (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:50_000])
+
+
+def empty_engine(folder):
+    (folder / "engine.json").write_text("")
+
+
+def add_fault(file, code):
+    """A fault of the code, recorded as installed: else it would not load at all."""
+    file.write_text(f"{file.read_text()}\n\n{code}")
+    record = file.with_name(integrity.RECORD)
+    files.write_json(record, {**files.read_json(record), file.name: integrity.sha256(file)})
 
 
 def overrides(config) -> list[str]:

@@ -11,9 +11,19 @@ import polars as pl
 import psutil
 import pytest
 import yaml
-from serving_parts import ROOT, answer, load_config, messages, run_of
+from serving_parts import (
+    ROOT,
+    add_fault,
+    answer,
+    damage_model,
+    empty_engine,
+    load_config,
+    messages,
+    own_files,
+    run_of,
+)
 
-from tasks import files, integrity
+from tasks import files
 from tasks.errors import StepFailed, UsageError
 from tasks.promotion import registry
 from tasks.serving import export_onnx, memory, repository, stage, triton
@@ -224,29 +234,15 @@ def test_latency_is_held_against_the_champions_in_a_server_of_its_own(config, li
 
 
 def fail_as_it_loads(folder):
-    """A fault of the champion's code, recorded as installed."""
-    (folder / "model.py").write_text("raise MemoryError\n")
-    record = folder / integrity.RECORD
-    files.write_json(record, {**files.read_json(record), "model.py": integrity.sha256(folder / "model.py")})
-
-
-def cut_off(folder):
-    content = (folder / "model.onnx").read_bytes()
-    (folder / "model.onnx").unlink()  # it is a second name of the file that was built
-    (folder / "model.onnx").write_bytes(content[:1000])
-
-
-def empty_record(folder):
-    (folder / "engine.json").unlink()
-    (folder / "engine.json").touch()
+    add_fault(folder / "model.py", "raise MemoryError\n")
 
 
 @pytest.mark.parametrize(
     "harm, complaint",
     [
         (fail_as_it_loads, "Triton can't load toxic_text: .*stage/champion/triton.log"),
-        (cut_off, "model.onnx has SHA-256 .* trigger toxicity_release for version 1"),
-        (empty_record, "engine.json can't be read .* trigger toxicity_release for version 1"),
+        (damage_model, "model.onnx has SHA-256 .* trigger toxicity_release for version 1"),
+        (empty_engine, "engine.json can't be read .* trigger toxicity_release for version 1"),
         (shutil.rmtree, "hashes.json is missing"),
     ],
 )
@@ -254,7 +250,7 @@ def test_a_champion_that_no_longer_loads_is_not_compared_with_unless_the_limit_b
     config, promote, bring, live, harm, complaint
 ):
     promote(1)
-    harm(repository.folder(repository.live(config), repository.CLASSIFIER, 1))
+    harm(own_files(config, 1))
     run = bring(2)
     assert "latency_ratio" not in stage.run(config, run)
     with pytest.raises(StepFailed, match=complaint):

@@ -5,11 +5,23 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from serving_parts import answer, changed, decided, overrides, put_in_service, ready, run_of
+from serving_parts import (
+    add_fault,
+    answer,
+    changed,
+    damage_model,
+    decided,
+    empty_engine,
+    overrides,
+    own_files,
+    put_in_service,
+    ready,
+    run_of,
+)
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from tasks import files, integrity
+from tasks import files
 from tasks.errors import StepFailed, UsageError
 from tasks.labels import LABELS
 from tasks.promotion import registry
@@ -101,12 +113,8 @@ def test_the_first_swap_and_the_next_under_load(config, live, promote, bring):
     assert answer(config)["version"] == 2 and ready(config) == [2]
 
 
-def damage_model(folder):
-    (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:50_000])
-
-
 def break_warm_up(folder):
-    add(
+    add_fault(
         folder / "model.py",
         "def broken(self, buckets):\n    raise MemoryError\n\n\nTritonPythonModel.warm_up = broken\n",
     )
@@ -114,14 +122,7 @@ def break_warm_up(folder):
 
 def break_tokenizer(folder):
     file = repository.folder(folder.parents[1], repository.TOKENIZER, int(folder.name)) / "model.py"
-    add(file, "def broken(self, requests):\n    raise RuntimeError\n\n\nTritonPythonModel.execute = broken\n")
-
-
-def add(file, code):
-    """A fault of the code, recorded as installed: else it would not load at all."""
-    file.write_text(f"{file.read_text()}\n\n{code}")
-    record = file.with_name(integrity.RECORD)
-    files.write_json(record, {**files.read_json(record), file.name: integrity.sha256(file)})
+    add_fault(file, "def broken(self, requests):\n    raise RuntimeError\n\n\nTritonPythonModel.execute = broken\n")
 
 
 def change_golden(folder):
@@ -147,16 +148,6 @@ def harmed(harm):
 
     install = swap.install
     return install_and_harm
-
-
-def own_files(config, version):
-    """The classifier's folder of an installed version, whose files are links to the engine's no more."""
-    folder = repository.folder(repository.live(config), repository.CLASSIFIER, version)
-    for file in list(folder.iterdir()):
-        content = file.read_bytes()
-        file.unlink()
-        file.write_bytes(content)
-    return folder
 
 
 def test_a_broken_version_leaves_the_old_one_in_service(config, live, promote, monkeypatch):
@@ -275,10 +266,6 @@ def test_a_version_that_comes_again_and_fails_leaves_the_way_back_as_it_was(
     assert answer(config) == before
 
 
-def empty_engine(folder):
-    (folder / "engine.json").write_text("")
-
-
 @pytest.mark.parametrize("harm", [damage_model, empty_engine, shutil.rmtree])
 def test_a_version_in_service_that_could_not_be_loaded_again_is_neither_swapped_nor_rolled_back(
     config, live, promote, harm
@@ -373,7 +360,7 @@ def marked(amount):
     """Has a classifier's code be that of another commit: its logits, off by `amount`, show which one runs."""
 
     def mark(folder):
-        add(
+        add_fault(
             folder / "model.py",
             "def marked(self, args):\n"
             "    initialize(self, args)\n"
