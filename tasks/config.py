@@ -243,6 +243,7 @@ class PerBehaviour(Section):
     minimum: Minimum
     invariance: Minimum
     direction: Minimum
+    obfuscation: Minimum = Minimum(min=0.5, binds=False)  # configurations from before it was measured lack it
 
 
 class Calibration(Check):

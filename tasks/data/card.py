@@ -26,6 +26,8 @@ REASONS = {
     "duplicate": "The same message again, but for case and punctuation; what copies know of types was merged.",
     "over_max_samples": "More than data.max_samples messages: these have the higher hashes of their stratum "
     "(language, toxic, rarest type).",
+    "disguised": "A copy of another message, as cleaning shows: hidden characters, or letters that pose as others. "
+    "Copies that contradict each other all go.",
     "near_duplicate": "A training message that is nearly one of validation or test: a model that has learned it has "
     "seen the answer.",
 }

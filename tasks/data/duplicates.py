@@ -9,35 +9,33 @@ from tasks.labels import TYPES
 _PERMUTATIONS, _BANDS = 128, 32
 
 
-def merged(rows: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, pl.DataFrame]]:
-    """One row per message (column `hash`), and the rows that are gone, by reason.
+def merged(rows: pl.DataFrame, by: str = "hash") -> tuple[pl.DataFrame, dict[str, pl.DataFrame]]:
+    """One row per message (those whose column `by` is equal), and the rows that are gone, by reason.
 
     Copies that contradict each other in `toxic` all go: nobody knows which is right. But a moderator's decision
     (`decided_at`) does: where there is one, the newest decides, and older or undated copies that say otherwise are
     overruled. A type is what the deciding copies say, else what most copies with the same `toxic` say (a tie is a yes),
     and null where none knows.
     """
-    copies = rows.filter(pl.col("hash").is_duplicated())
-    newest = pl.col("decided_at").max().over("hash")
+    copies = rows.filter(pl.col(by).is_duplicated())
+    newest = pl.col("decided_at").max().over(by)
     decides = (newest.is_null() | (pl.col("decided_at") == newest)).fill_null(False)
     said = pl.when("decides").then("toxic")
-    copies = copies.with_columns(decides=decides).with_columns(
-        low=said.min().over("hash"), high=said.max().over("hash")
-    )
+    copies = copies.with_columns(decides=decides).with_columns(low=said.min().over(by), high=said.max().over(by))
     conflicting = pl.col("low") != pl.col("high")
     overruled = ~conflicting & (pl.col("toxic") != pl.col("low"))
-    agreed = copies.filter(~conflicting & ~overruled).sort("hash", ~pl.col("decides"), maintain_order=True)
-    first = pl.col("hash").is_first_distinct()
-    types = agreed.group_by("hash", maintain_order=True).agg(
+    agreed = copies.filter(~conflicting & ~overruled).sort(by, ~pl.col("decides"), maintain_order=True)
+    first = pl.col(by).is_first_distinct()
+    types = agreed.group_by(by, maintain_order=True).agg(
         (pl.coalesce(pl.col(name).filter("decides").mean(), pl.col(name).mean()) >= 0.5).cast(pl.Int8) for name in TYPES
     )
-    kept = agreed.filter(first).drop(TYPES).join(types, on="hash", maintain_order="left")
+    kept = agreed.filter(first).drop(TYPES).join(types, on=by, maintain_order="left")
     gone = {
         "conflicting": copies.filter(conflicting),
         "overruled": copies.filter(overruled),
         "duplicate": agreed.filter(~first),
     }
-    single = rows.filter(~pl.col("hash").is_duplicated())
+    single = rows.filter(~pl.col(by).is_duplicated())
     return pl.concat([single, kept.select(rows.columns)]), {name: frame[rows.columns] for name, frame in gone.items()}
 
 

@@ -1,33 +1,37 @@
 """Messages by the million, in Polars: cleaned as tasks/text.py does it, and named by a hash that never changes."""
 
+from collections.abc import Callable
+
 import polars as pl
 import polars_hash  # noqa: F401  (registers the namespace `nchash`)
 
-from tasks.text import CONTROL, clean
+from tasks.text import CONTROL, MIXED, SIMPLE, clean_start
 
-# Characters that nothing in `clean` but the closing of gaps can change, alone or beside each other: ASCII without `&`,
-# and the letters and marks of common English and Russian text. A message with any other goes through `clean` itself.
-_SIMPLE = r"\x00-%'-\xac\xae-\u02ff\u0400-\u0482\u048a-\u052f\u2010-\u2027\u20a0-\u20bf"
-_NEEDS_PYTHON = f"[^{_SIMPLE}]"
+_NEEDS_PYTHON = f"[^{SIMPLE}]|{MIXED}"
 _GAP = rf" *[\s{CONTROL}--\x20][\s{CONTROL}]*| {{2,}}"  # `--` takes the space away: a single one is no gap
 
 # Copies of a message may differ in case and in punctuation, but not in what masks a letter: f**k, @ss, $hit.
 _PUNCTUATION = r"[^\p{L}\p{M}\p{N}\p{S}*@# ]"
 
 
-def cleaned(text: pl.Expr) -> pl.Expr:
-    """`tasks.text.clean` of each text (string, without nulls), most of them without leaving Polars."""
-    return text.map_batches(_cleaned, return_dtype=pl.String, is_elementwise=True)
+def cleaned(text: pl.Expr, length: int) -> pl.Expr:
+    """`tasks.text.clean_start` of each text (string, without nulls), most of them without leaving Polars."""
+
+    def of_batch(texts: pl.Series) -> pl.Series:
+        whole = by_hand(texts, texts.str.contains(_NEEDS_PYTHON), lambda one: clean_start(one, length))
+        return whole.str.slice(0, length).str.strip_chars_end(" ")
+
+    return text.map_batches(of_batch, return_dtype=pl.String, is_elementwise=True)
 
 
-def _cleaned(texts: pl.Series) -> pl.Series:
-    hard = texts.str.contains(_NEEDS_PYTHON)
+def by_hand(texts: pl.Series, hard: pl.Series, clean: Callable[[str], str]) -> pl.Series:
+    """The `hard` texts (bool) as `clean` leaves them; in the others the gaps are closed, all that they need."""
     easy = texts.str.replace_all(_GAP, " ").str.strip_chars(" ")
     if not hard.any():
         return easy
-    by_hand = pl.Series([clean(text) for text in texts.filter(hard)], dtype=pl.String)
-    place = (hard.cum_sum().cast(pl.Int64) - 1).clip(0)  # of a hard text in `by_hand`
-    return easy.zip_with(~hard, by_hand.gather(place))
+    cleaned_ones = pl.Series([clean(text) for text in texts.filter(hard)], dtype=pl.String)
+    place = (hard.cum_sum().cast(pl.Int64) - 1).clip(0)  # of a hard text in `cleaned_ones`
+    return easy.zip_with(~hard, cleaned_ones.gather(place))
 
 
 def key(text: pl.Expr) -> pl.Expr:

@@ -6,7 +6,7 @@ import polars as pl
 
 from tasks import files
 from tasks.config import Config, Data
-from tasks.data import card, duplicates, messages, schemas, versions
+from tasks.data import card, duplicates, messages, schemas, split_key, versions
 from tasks.data.sampling import sampled, split
 from tasks.data.splits import SPLITS
 from tasks.errors import StepFailed
@@ -15,7 +15,8 @@ from tasks.run import Run
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("id", "text", "language", "source", *LABELS)
+# `original` is the text as it was written, where cleaning found something hidden or in disguise; else null.
+COLUMNS = ("id", "text", "language", "source", *LABELS, "original")
 
 
 def run(config: Config, run: Run) -> dict:
@@ -34,7 +35,8 @@ def run(config: Config, run: Run) -> dict:
     del rows  # at full size, half of the memory
     keep = sampled(unique, config.data)
     gone |= {"empty": empty, "over_max_samples": unique.filter(~keep)}
-    splits = split(unique.filter(keep).with_columns(text=cleaned(config.data)), config.data)
+    splits = split(unique.filter(keep).with_columns(cleaned(config.data)), config.data)
+    splits, gone["disguised"] = without_disguised_copies(splits)
     splits["train"], gone["near_duplicate"] = without_near_duplicates(splits, config.data)
     dropped = {reason: gone[reason].height for reason in card.REASONS}
     left = sum(frame.height for frame in splits.values())
@@ -61,15 +63,17 @@ def run(config: Config, run: Run) -> dict:
 
 
 def read(config: Config) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """All raw rows, as they are, with the `hash` of their cleaned text; and those without any text.
+    """All raw rows, as they are, with the `hash` that names the message; and those without any text.
 
     Cleaned text itself is not kept: at full size it would be all of it twice, for the few rows that stay.
     """
     filled, empty = [], []
     for source in config.data.sources:
         raw = schemas.read(source, config)
-        texts = raw.lazy().select(cleaned(config.data))
-        named = texts.select(hash=messages.hashed(messages.key(pl.col("text"))), empty=pl.col("text") == "")
+        named = raw.lazy().select(
+            hash=split_key.hashed(pl.col("text"), config.data.max_chars),
+            empty=messages.cleaned(pl.col("text"), config.data.max_chars) == "",
+        )
         named = named.collect(engine="streaming")
         rows = raw.with_columns(named["hash"])
         empty.append(rows.filter(named["empty"]))
@@ -77,9 +81,29 @@ def read(config: Config) -> tuple[pl.DataFrame, pl.DataFrame]:
     return pl.concat(filled), pl.concat(empty)
 
 
-def cleaned(data: Data) -> pl.Expr:
-    """The text as it is trained on: cleaned, and cut to `max_chars`."""
-    return messages.cleaned(pl.col("text")).str.slice(0, data.max_chars).str.strip_chars_end(" ")
+def cleaned(data: Data) -> list[pl.Expr]:
+    """The text as it is trained on, cleaned and cut to `max_chars`; and as it was written, where a reader of it saw
+    something else than what stood there."""
+    raw = pl.col("text")
+    text = messages.cleaned(raw, data.max_chars)
+    spaced = split_key.cleaned(raw).str.slice(0, data.max_chars).str.strip_chars_end(" ")
+    return [text, pl.when(text != spaced).then(raw.str.slice(0, data.max_chars)).alias("original")]
+
+
+def without_disguised_copies(splits: dict[str, pl.DataFrame]) -> tuple[dict[str, pl.DataFrame], pl.DataFrame]:
+    """The splits without copies that only cleaning shows, and those rows.
+
+    A message keeps the split of its `hash`, whatever is found out later about its disguise. So copies are merged inside
+    their split; between splits, test keeps its copy rather than val, and either rather than train.
+    """
+    shown = messages.hashed(messages.key(pl.col("text")))
+    kept, gone = {}, []
+    for name in reversed(SPLITS):
+        frame, merged = duplicates.merged(splits[name].with_columns(shown=shown), by="shown")
+        elsewhere = frame["shown"].is_in([one for other in kept.values() for one in other["shown"]])
+        kept[name] = frame.filter(~elsewhere)
+        gone += [*merged.values(), frame.filter(elsewhere)]
+    return {name: kept[name].drop("shown") for name in SPLITS}, pl.concat(gone).drop("shown")
 
 
 def without_near_duplicates(splits: dict[str, pl.DataFrame], data: Data) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -145,8 +145,9 @@ def differences(evaluated: dict, parts: list[dict], other: str) -> dict[str, lis
 def changed(predictions: pl.DataFrame, against: str) -> list[dict]:
     """Messages that the challenger answers otherwise than the other model, those whose score moved most first.
 
-    Each as {"id", "text", "language", "truth", "before", "after", "score_before", "score", "change"}: answers as the
-    service gives them, scores of toxic, and `change` is `fixed` or `broken` where `toxic` changes, else `types`.
+    Each as {"id", "text", "original", "language", "truth", "before", "after", "score_before", "score", "change"}: the
+    text as the model read it and, where cleaning changed letters, as it was written; answers as the service gives them,
+    scores of toxic, and `change` is `fixed` or `broken` where `toxic` changes, else `types`.
     """
     before, after = decisions(predictions, against), decisions(predictions, "challenger")
     rows = []
@@ -156,7 +157,7 @@ def changed(predictions: pl.DataFrame, against: str) -> list[dict]:
             continue
         right = "fixed" if now["toxic"] == bool(row["toxic"]) else "broken"
         rows.append(
-            {name: row[name] for name in ("id", "text", "language")}
+            {name: row.get(name) for name in ("id", "text", "original", "language")}
             | {"truth": answer([row[label] or 0 for label in LABELS]), "before": was, "after": now}
             | {"score_before": row[f"{against}_probability_toxic"], "score": row["probability_toxic"]}
             | {"change": "types" if was["toxic"] == now["toxic"] else right}

@@ -24,14 +24,14 @@ class Classifier(PythonModel):
             checkpoint.add_merged(folder, workspace)
             self.network, self.tokenizer = model.load_merged(folder)
             self.thresholds = checkpoint.thresholds(folder)
-            self.max_length = checkpoint.settings(folder)["max_length"]
+            self.settings = checkpoint.settings(folder)
 
     def predict(self, context, model_input: pd.DataFrame, params=None) -> list[dict]:
         """Answers `{"toxic": bool, "labels": [str]}`, one per message; MLflow makes one column of the caller's list."""
         from tasks.serving import predict
 
         messages = model_input.iloc[:, 0].tolist()
-        return predict.classify(self.network, self.tokenizer, self.thresholds, self.max_length, messages)
+        return predict.classify(self.network, self.tokenizer, self.thresholds, self.settings, messages)
 
 
 set_model(Classifier())

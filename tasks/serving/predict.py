@@ -8,7 +8,7 @@ import numpy as np
 from tasks import files, step
 from tasks.errors import StepFailed, UsageError
 from tasks.labels import answer
-from tasks.text import clean
+from tasks.text import clean_start
 from tasks.training import checkpoint
 
 log = logging.getLogger(__name__)
@@ -67,17 +67,18 @@ def answers_of(folder: Path, texts: list[str]) -> list[dict]:
     from tasks.training import model
 
     network, tokenizer = model.load_merged(folder)
-    max_length = checkpoint.settings(folder)["max_length"]
-    return classify(network, tokenizer, checkpoint.thresholds(folder), max_length, texts)
+    return classify(network, tokenizer, checkpoint.thresholds(folder), checkpoint.settings(folder), texts)
 
 
-def classify(network, tokenizer, thresholds: np.ndarray, max_length: int, texts: list[str]) -> list[dict]:
+def classify(network, tokenizer, thresholds: np.ndarray, settings: dict, texts: list[str]) -> list[dict]:
     """{"toxic", "labels"} for each message.
 
     Args:
         thresholds: probabilities, [6]: a label is given from there on.
+        settings: of the checkpoint; how many characters and tokens of a message are read.
     """
     from tasks.training import model
 
-    logits = model.logits(network, tokenizer, [clean(text) for text in texts], max_length)
+    cleaned = [clean_start(text, settings["max_chars"]) for text in texts]
+    logits = model.logits(network, tokenizer, cleaned, settings["max_length"])
     return [answer(row) for row in logits >= np.log(thresholds / (1 - thresholds))]

@@ -1,5 +1,6 @@
 """Behavioural checks in the manner of CheckList: expectations/behaviour.yaml says what the model should do."""
 
+import functools
 import itertools
 import re
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.errors import UsageError
 from tasks.text import clean
+from tasks.training import disguises
 
 CHECKS = Path(__file__).parents[2] / "expectations" / "behaviour.yaml"
-KINDS = ("minimum", "invariance", "direction")
+KINDS = ("minimum", "invariance", "direction", "obfuscation")
 MOST = 25  # cases of one entry: a template of many words must not outvote the others
 
 SLOT = re.compile(r"\{(\w+)\}")
@@ -49,11 +51,16 @@ class Direction(Entry):
     worse: str = Field(min_length=1)
 
 
+class Obfuscation(Entry):
+    change: list[Literal[*disguises.WAYS]] = Field(min_length=1)
+
+
 class Checks(Strict):
     words: dict[Literal["en", "ru"], dict[str, list[str]]] = {}
     minimum: list[Minimum] = []
     invariance: list[Invariance] = []
     direction: list[Direction] = []
+    obfuscation: list[Obfuscation] = []
 
 
 @dataclass(frozen=True)
@@ -170,6 +177,7 @@ CHANGES = {
     "typo": typo,
     "emoji": lambda text: f"{text} 🙂",
     "no_punctuation": lambda text: re.sub(r"[^\w\s]", "", text),
+    **{way: functools.partial(disguises.disguised, way=way) for way in disguises.WAYS},
 }
 
 
@@ -228,6 +236,6 @@ def _passes(case: Case, scores: list[float], threshold: float) -> bool:
     toxic = [score >= threshold for score in scores]
     if case.kind == "minimum":
         return toxic[0] == case.toxic
-    if case.kind == "invariance":
-        return len(set(toxic)) == 1
-    return scores[1] >= scores[0]
+    if case.kind == "direction":
+        return scores[1] >= scores[0]
+    return len(set(toxic)) == 1

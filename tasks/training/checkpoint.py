@@ -15,6 +15,8 @@ from tasks.run import Run
 
 log = logging.getLogger(__name__)
 
+MAX_CHARS = 5000  # what a checkpoint was trained with that does not say, as those of before
+
 
 def final(config: Config) -> Path:
     return config.workspace / "models" / "finetuned" / "final"
@@ -40,8 +42,8 @@ def thresholds(folder: Path) -> np.ndarray:
 
 
 def settings(folder: Path) -> dict:
-    """Who trained it on what: {run_id, base_model, base_sha256, max_length, seed, model, merged_onto}."""
-    return files.read_json(folder / "training.json")
+    """Who trained it on what: {run_id, base_model, base_sha256, max_length, max_chars, seed, model, merged_onto}."""
+    return {"max_chars": MAX_CHARS} | files.read_json(folder / "training.json")
 
 
 def save_thresholds(folder: Path, chosen: np.ndarray) -> None:

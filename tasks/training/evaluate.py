@@ -18,6 +18,7 @@ from tasks.training import baseline, behaviour, checkpoint, plots
 log = logging.getLogger(__name__)
 
 ERRORS = 50  # the most confident ones that are kept
+SHOWN = ("id", "text", "original", "language")  # of each
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def confident_errors(test: pl.DataFrame, scored: dict[str, Scored]) -> list[dict
     surest = wrong[np.argsort(-np.abs(probability[wrong] - truth[wrong, 0]), kind="stable")][:ERRORS]
     return [
         {
-            **test.select("id", "text", "language").row(int(k), named=True),
+            **{name: value for name, value in test.row(int(k), named=True).items() if name in SHOWN},
             "truth": answer(truth[k] == 1),
             "answer": answer(decided[k]),
             "score": float(probability[k]),

@@ -171,6 +171,7 @@ def merge(config: Config, run: Run, base: str, adapter: Path, heartbeat, base_sh
             "base_model": config.model.name,
             "base_sha256": base_sha256.result(),
             "max_length": config.model.max_length,
+            "max_chars": config.data.max_chars,
             "seed": config.seed,
             "model": config.model.model_dump(),
             "merged_onto": onto,

@@ -5,7 +5,8 @@ import pytest
 import yaml
 
 from tasks.errors import UsageError
-from tasks.training import behaviour
+from tasks.text import clean
+from tasks.training import behaviour, disguises
 
 INSULTS = ("idiot", "moron", "дурак", "идиот")
 
@@ -61,6 +62,26 @@ def test_a_text_is_changed_as_people_would(tmp_path):
     )
 
 
+def test_words_are_disguised_as_people_do_and_cleaning_sees_through_what_hides():
+    ways = list(disguises.WAYS)
+    for text, leet, spaced in (
+        ("You are a clown.", "You are a cl0wn.", "You are a c l o w n."),
+        ("Ты дурак, Анна", "Ты дур@к, @нн@", "Ты д у р а к, А н н а"),
+    ):
+        hidden = [disguises.disguised(text, way) for way in ways]
+        assert len({text, *hidden}) == 7
+        assert [clean(one) for one in hidden] == [text] * 4 + [leet, spaced]
+
+
+def test_disguise_is_checked_against_the_plain_message(tmp_path):
+    cases = checks(tmp_path, obfuscation=[entry("You are an idiot.", change=["zero_width", "spaced"])])
+    found = behaviour.check(cases, good, 0.5)
+    assert found["kinds"] == {"obfuscation": 0.0}  # zero width is cleaned away, spaces are not
+    assert [score for _, score in found["failed"][0]["scores"]] == [0.9, 0.9, 0.1]
+    cases = checks(tmp_path, obfuscation=[entry("You are an idiot.", change=["zero_width"])])
+    assert behaviour.check(cases, good, 0.5)["pass_rate"] == 1.0
+
+
 def test_a_vowel_gets_its_article(tmp_path):
     (case,) = checks(tmp_path, minimum=[entry("You are a {insult}.", toxic=True, words={"insult": ["idiot"]})])
     assert case.texts == ("You are an idiot.",)
@@ -108,6 +129,7 @@ def test_pass_rates_stand_by_capability_and_language(tmp_path):
         ),
         ({"invariance": [entry("Hi!")]}, r"invariance\[0\] .*give at least one of change, vary, variants"),
         ({"invariance": [entry("Hi!", vary=["name"])]}, r"vary names 'name', but the text has no \{name\}"),
+        ({"obfuscation": [entry("Hi!", change=[])]}, r"obfuscation\[0\] .*change=\[\]: List should have at least 1"),
         ({"direction": [entry("Hi {you}!", worse="Hi!")]}, r"direction\[0\] .*\{you\} has no words: add `you: \[…\]`"),
         ({}, "has no check: add an entry under one of minimum, invariance, direction"),
     ],
@@ -143,3 +165,6 @@ def test_the_checks_of_the_project_cover_both_languages_alike():
     }
     assert {"case", "typos", "emoji", "names"} <= {c for kind, c in capabilities["en"] if kind == "invariance"}
     assert ("direction", "an insult added") in capabilities["en"]
+    assert {"hidden characters", "look-alike letters", "leetspeak", "spaced letters"} <= {
+        c for kind, c in capabilities["en"] if kind == "obfuscation"
+    }

@@ -17,7 +17,8 @@ NAMES = [
     *("gain_f1_toxic", "gain_f1_types", "champion_f1_toxic", "champion_f1_types"),
     *(f"language_{name}{against}" for name in ("en", "ru") for against in ("", "_champion")),
     *(f"type_{name}{against}" for name in TYPES for against in ("", "_champion")),
-    *("calibration", "behaviour", "behaviour_minimum", "behaviour_invariance", "behaviour_direction"),
+    "calibration",
+    *("behaviour", "behaviour_minimum", "behaviour_invariance", "behaviour_direction", "behaviour_obfuscation"),
 ]
 WITH_CHAMPION = [name for name in NAMES if "champion" in name]
 
@@ -56,7 +57,10 @@ def evaluated() -> dict:
             "baseline": {"f1_toxic": difference(0.10), "f1_types": difference(0.20)},
             "champion": {"f1_toxic": difference(0.0), "f1_types": difference(0.0)},
         },
-        "behaviour": {"pass_rate": 0.9, "kinds": {"minimum": 0.9, "invariance": 0.9, "direction": 0.9}},
+        "behaviour": {
+            "pass_rate": 0.9,
+            "kinds": {"minimum": 0.9, "invariance": 0.9, "direction": 0.9, "obfuscation": 0.9},
+        },
     }
 
 
@@ -126,6 +130,7 @@ MISSES = {
     },
     "calibration": ("challenger/calibration/ece", 0.11, "Calibration error 0.110 is above 0.100"),
     "behaviour": ("behaviour/pass_rate", 0.79, "Share of behavioural checks passed 0.790 is below 0.800"),
+    "behaviour_obfuscation": ("behaviour/kinds/obfuscation", 0.4, "checks passed, obfuscation 0.400 is below 0.500"),
     **{
         f"behaviour_{kind}": (f"behaviour/kinds/{kind}", 0.7, f"checks passed, {kind} 0.700 is below 0.800")
         for kind in ("minimum", "invariance", "direction")

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from tasks import config as configuration
-from tasks.data import duplicates, messages, prepare, sampling
+from tasks.data import duplicates, messages, prepare, sampling, split_key
 from tasks.labels import LABELS, TYPES
 from tasks.text import clean
 
@@ -93,6 +93,37 @@ def test_hashes_are_those_of_every_machine_and_version():
     assert prepare.ids(frame["hash"]).to_list() == ["9dacf7f9f03c925e", "49faed32628aaa18", "ef46db3751d8e999"]
     places = frame.select(messages.place(pl.col("hash"), "salt", "split").round(6))
     assert places.to_series().to_list() == [0.688041, 0.194798, 0.644409]
+
+
+def test_a_message_keeps_its_name_however_cleaning_learns_to_read_it():
+    """These are the names that the first release gave: with others, messages would move between train and test."""
+    texts = {
+        "You are a clown.": "855ce51c90edf718",
+        "Yоu аrе а cl\u200dоwn.": "c63de0acfea308a5",
+        "ｃｌｏｗｎ &amp;amp; co": "9098b8dd9e5c4059",
+        "Hello" + "\u0301\u0316" * 600: "8dfa993e46d077cc",
+        "e\u0301\u200b café \x00 x": "54f75816e7f695de",
+        "\u200d": "32284c42ecff2f8e",
+    }
+    frame = pl.DataFrame({"text": list(texts)}).select(hash=split_key.hashed(pl.col("text"), 5000))
+    assert prepare.ids(frame["hash"]).to_list() == list(texts.values())
+
+
+def test_copies_that_only_cleaning_shows_are_merged_inside_their_split():
+    splits = {
+        "train": rows(("you clown", 1), ("you cl\u200down", 1), ("thanks", 0), ("hello", 0), ("hellо", 1)),
+        "val": rows(("thаnks", 0), ("welcome", 0)),
+        "test": rows(("ｗelcome", 0), ("good day", 0)),
+    }
+    splits = {name: frame.with_columns(prepare.cleaned(data())) for name, frame in splits.items()}
+    kept, gone = prepare.without_disguised_copies(splits)
+    assert {name: frame["text"].to_list() for name, frame in kept.items()} == {
+        "train": ["you clown"],
+        "val": ["thanks"],
+        "test": ["welcome", "good day"],
+    }
+    assert gone["text"].sort().to_list() == ["hello", "hello", "thanks", "welcome", "you clown"]
+    assert kept["test"]["original"].to_list() == ["ｗelcome", None] and kept["val"]["original"].to_list() == ["thаnks"]
 
 
 def test_copies_become_one_message():
