@@ -14,9 +14,9 @@ import polars as pl
 import xxhash
 
 from tasks import config as configuration
-from tasks.data import sampling
+from tasks.data import sampling, split_key
 from tasks.labels import LABELS, TYPES
-from tasks.text import clean
+from tasks.text import clean_start
 
 TEXT = {"jigsaw": "comment_text", "russian": "comment"}
 PUNCTUATION = r"(?: *[^\p{L}\p{M}\p{N}\p{S}*@# ])+ *"  # Arrow's expressions know these classes, Python's do not
@@ -40,8 +40,9 @@ def read(source, data, workspace: Path) -> pd.DataFrame:
     known = [name for name in LABELS if name == "toxic" or source.schema_ == "jigsaw"]
     wanted = [TEXT[source.schema_], *known]
     raw = pd.read_csv(workspace / "data" / "raw" / source.file, usecols=wanted, dtype=dict.fromkeys(wanted, "str"))
-    text = raw[TEXT[source.schema_]].fillna("").map(clean).str.slice(0, data.max_chars).str.rstrip(" ")
-    lower = text.str.lower()
+    written = raw[TEXT[source.schema_]].fillna("")
+    text = written.map(lambda one: clean_start(one, data.max_chars))
+    lower = written.map(split_key.clean).str.slice(0, data.max_chars).str.rstrip(" ").str.lower()
     key = lower.str.replace(PUNCTUATION, " ", regex=True).str.strip(" ")
     rows = pd.DataFrame({"text": text, "hash": key.where(key != "", lower).map(hashed).astype("uint64")})
     rows["language"], rows["source"] = source.language, source.file

@@ -21,7 +21,7 @@ OTHER = (  # scripts with letters that look Latin: Greek, Armenian, Cherokee, Li
 IN_WORDS = r"0-9\u0300-\u036f"
 CONTROL = r"\x00-\x1f\x7f-\x9f"
 
-# Nothing in `clean` changes one of these characters, but for gaps and in words of two scripts. Most texts have no other.
+# Nothing in `clean` changes one of these characters, but for gaps and in words of two scripts. Most have no other.
 SIMPLE = r"\x00-%'-\xac\xae-\u024f\u0400-\u0482\u048a-\u052f\u2010-\u2027\u20a0-\u20bf"
 MIXED = "|".join(
     f"[{one}][{IN_WORDS}]*[{other}]"
