@@ -3,13 +3,15 @@
 import logging
 import shutil
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 from tasks import config as configuration
 from tasks import files
+from tasks import run as runs
 from tasks.config import Config
 from tasks.data import versions
-from tasks.errors import UsageError
+from tasks.errors import StepFailed, UsageError
 from tasks.promotion import registry
 
 log = logging.getLogger(__name__)
@@ -42,11 +44,13 @@ def run(overrides, version: int, output_path: str | None, replace: bool, config_
             versions.version(config, folder / name)  # so that it can be brought back in its turn
     missing = {name: wanted[name] for name in FOLDERS if present.get(name) != wanted[name]}
     with versions.fetched(config, missing) as place:
-        for name, md5 in missing.items():
-            with files.new_folder(folder / name) as new:
+        with ExitStack() as all_copied:  # before the first takes its place: a disk may be full after one
+            for name in missing:
+                new = all_copied.enter_context(files.new_folder(folder / name))
                 shutil.copytree(place / name, new, dirs_exist_ok=True)
+        for name, md5 in missing.items():
             if not output_path:
-                files.write_text(folder / f"{name}.dvc", versions.pointer(name, md5))
+                files.write_text(versions.pointer_file(folder / name), versions.pointer(name, md5))
             log.info("%s is version %s now", folder / name, md5)
     return {"version": version, "folder": str(folder), "data": wanted, "replaced": others}
 
@@ -64,24 +68,57 @@ def data_of(config: Config, number: int) -> dict[str, str]:
 
 
 def pointers_of(config: Config, version) -> dict[str, str]:
-    """The .dvc files that `register` has logged for a version, {name: MD5}; empty where it has none."""
+    """The .dvc files that `register` has logged for a version, {name: MD5}; empty where it has none.
+
+    One that is damaged or gone is logged anew where the version's tags or its run folder say the same.
+
+    Raises:
+        StepFailed: nothing does.
+    """
     from mlflow.artifacts import download_artifacts
 
-    if not registry.client(config).list_artifacts(version.run_id, "dvc"):
+    client = registry.client(config)
+    if not client.list_artifacts(version.run_id, "dvc"):
         return {}
+    known = recorded(config, version)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(download_artifacts(run_id=version.run_id, artifact_path="dvc", dst_path=place))
-        return {file.stem: versions.pointed_to(file) for file in folder.glob("*.dvc")}
+        found = {file.stem: versions.pointed_to(file) for file in folder.glob("*.dvc")}
+        for name in sorted({*FOLDERS, *found}):
+            if found.get(name):
+                continue
+            if not known.get(name):
+                raise StepFailed(
+                    f"dvc/{name}.dvc of MLflow run {version.run_id} is damaged or gone, so that it is not known what "
+                    f"version {version.version} was trained on: put it back from a backup, or delete the version"
+                )
+            found[name] = known[name]
+            files.write_text(folder / f"{name}.dvc", versions.pointer(name, found[name]))
+            client.log_artifact(version.run_id, str(folder / f"{name}.dvc"), "dvc")
+            log.warning("dvc/%s.dvc of MLflow run %s was damaged or gone: logged anew", name, version.run_id)
+    return found
 
 
-def named_by_registry(config: Config) -> set[str]:
-    """The MD5s of the data and the models of every version in the registry."""
+def recorded(config: Config, version) -> dict[str, str | None]:
+    """What else says which data and model a version is of: {name: MD5 or None}."""
+    run = runs.find(config.workspace, version.tags.get("run_id", "none"))
+    return {
+        "raw": run.result("download").get("data_version") if run.has("download") else None,
+        "processed": version.tags.get("data_version"),
+        "final": version.tags.get("model_version"),
+    }
+
+
+def named_by_registry(config: Config) -> dict[str, str]:
+    """The MD5s of the data and the models of every version in the registry, and what they are of."""
     name = config.mlflow.registered_model
     found = registry.client(config).search_model_versions(f"name='{name}'")
-    tagged = {
-        version.tags[key] for version in found for key in ("data_version", "model_version") if key in version.tags
-    }
-    return tagged.union(*(pointers_of(config, version).values() for version in found))
+    named = {}
+    for version in found:
+        tagged = {key: version.tags[key] for key in ("data_version", "model_version") if key in version.tags}
+        for key, md5 in (tagged | pointers_of(config, version)).items():
+            named[md5] = f"{key} of version {version.version}"
+    return named
 
 
 def prune(overrides, config_path: str, config_name: str) -> dict:
@@ -90,12 +127,17 @@ def prune(overrides, config_path: str, config_name: str) -> dict:
     Returns {"kept": number of versions, "freed_mib": in the workspace}.
     """
     config = configuration.load(overrides, config_path, config_name)
-    kept = named_by_registry(config) | named_by_runs(config)
+    kept = named_by_runs(config) | named_by_registry(config)
     freed = versions.prune(config, kept)
     return {"kept": len(kept), "freed_mib": round(freed / 2**20, 1)}
 
 
-def named_by_runs(config: Config) -> set[str]:
-    """The MD5s in the results of the run folders that are still there."""
-    results = [files.read_json(file) for file in config.workspace.glob("runs/*/*.json")]
-    return {result[key] for result in results for key in ("data_version", "model_version") if result.get(key)}
+def named_by_runs(config: Config) -> dict[str, str]:
+    """The MD5s in the results of the run folders that are still there, and what they are of."""
+    named = {}
+    for file in config.workspace.glob("runs/*/*.json"):
+        result = files.read_json(file)
+        for key in ("data_version", "model_version"):
+            if result.get(key):
+                named[result[key]] = f"{key} of {file.parent.name}'s {file.stem}"
+    return named

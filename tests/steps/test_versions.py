@@ -156,7 +156,7 @@ def test_damaged_or_lost_data_stops_and_changes_nothing(registered, tmp_path):
     with pytest.raises(StepFailed, match="damaged"):
         bring_back(number, replace=True)
     file.unlink()
-    with pytest.raises(StepFailed, match="DVC could not bring back version .* of raw"):
+    with pytest.raises(StepFailed, match="version .* of raw can't be brought back: raw/labeled.csv is missing"):
         bring_back(number, replace=True)
     assert versions_in(config, config.workspace / "data") == before
     file.write_bytes(whole)
