@@ -3,12 +3,15 @@
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
 from tasks.errors import StepFailed
+
+log = logging.getLogger(__name__)
 
 # What an OSError says where there is no room: on the disk, in the quota, under the limit of a file's size.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -30,7 +33,28 @@ def write_json(path: Path, value) -> None:
 
 
 def read_json(path: Path):
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What a JSON file says.
+
+    Raises:
+        StepFailed: it is damaged: cut off, say, by a machine that lost its power.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StepFailed(
+            f"{path} is damaged ({error}): put it back from a backup, or remove it and run again what writes it"
+        ) from None
+
+
+def read_note(path: Path) -> dict:
+    """What a JSON file says that is written anew wherever it is missing; empty where it is missing or damaged."""
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        return {}
+    except StepFailed as damaged:
+        log.warning("%s", damaged)
+        return {}
 
 
 @contextmanager

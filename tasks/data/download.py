@@ -128,7 +128,8 @@ def look(source: Source, config: Config, folder: Path) -> Wanted:
 def last_copy(source: Source, folder: Path) -> Copy | None:
     """The copy of this very source in data/raw, if it is there and still what was written."""
     path, record = folder / source.file, beside(folder)
-    if not (path.is_file() and record.is_file()) or source.file not in (known := files.read_json(record)):
+    known = files.read_note(record)
+    if not path.is_file() or source.file not in known:
         return None
     last = Copy(**known[source.file])
     return last if last.origin == origin(source) and last.sha256 == files.sha256(path) else None

@@ -86,11 +86,10 @@ def download(source: Source, state: dict, config: Config, folder: Path) -> tuple
     target, note = folder / source.file, folder / f"{source.file}.json"
     wanted = {"kind": source.kind, "name": source.name, "state": state}
     folder.mkdir(parents=True, exist_ok=True)
-    if note.exists() and target.exists():
-        had = files.read_json(note)
-        if had["wanted"] == wanted and had["sha256"] == files.sha256(target):
-            log.info("%s of %s is already here, from a try that did not finish", source.file, source.name)
-            return target, had["called"]
+    had = files.read_note(note)
+    if had and target.exists() and had["wanted"] == wanted and had["sha256"] == files.sha256(target):
+        log.info("%s of %s is already here, from a try that did not finish", source.file, source.name)
+        return target, had["called"]
     note.unlink(missing_ok=True)
     if not Path(f"{target}{PARTIAL}").exists():  # what is left of another version, or of a try without a note
         target.unlink(missing_ok=True)

@@ -135,7 +135,8 @@ def prune(overrides, config_path: str, config_name: str) -> dict:
 def named_by_runs(config: Config) -> dict[str, str]:
     """The MD5s in the results of the run folders that are still there, and what they are of."""
     named = {}
-    for file in config.workspace.glob("runs/*/*.json"):
+    steps = [f"{step}.json" for step in runs.STEPS]  # other files there are lists and curves
+    for file in [file for file in config.workspace.glob("runs/*/*.json") if file.name in steps]:
         result = files.read_json(file)
         for key in ("data_version", "model_version"):
             if result.get(key):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
-from tasks.errors import UsageError
+from tasks.errors import StepFailed, UsageError
 
 SPLITS = ("train", "val", "test")
 
@@ -26,5 +26,13 @@ def read(workspace: Path, split: str) -> pl.DataFrame:
 
     Raises:
         UsageError: nothing is prepared.
+        StepFailed: the file is damaged.
     """
-    return pl.read_parquet(require(workspace, split))
+    file = require(workspace, split)
+    try:
+        return pl.read_parquet(file)
+    except pl.exceptions.ComputeError as error:
+        raise StepFailed(
+            f"{file} is damaged ({error}): run `python commands.py prepare` again, or bring back what a registered "
+            "version was trained on (`python commands.py data --version=N --replace`)"
+        ) from None

@@ -117,11 +117,11 @@ def test_split(config: Config) -> Path:
 
 def test_messages(config: Config) -> list[str]:
     """gate.parity.messages of the test split, the same ones for the same seed; none where there is no test split."""
-    import polars as pl
+    from tasks.data import splits
 
     if not test_split(config).exists():
         return []
-    texts = pl.read_parquet(test_split(config), columns=["text"])["text"]
+    texts = splits.read(config.workspace, "test")["text"]
     return texts.sample(min(config.gate.parity.messages, len(texts)), seed=config.seed).to_list()
 
 

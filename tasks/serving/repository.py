@@ -5,6 +5,7 @@ A version N is one folder N in each of three models: its tokenizer, its classifi
 serves, and no request ever meets one version's tokenizer and another's classifier.
 """
 
+import json
 import logging
 import os
 import shutil
@@ -238,7 +239,7 @@ def damage(repository: Path, version: int) -> str | None:
     classifier = folder(repository, CLASSIFIER, version)
     for name in ("engine.json", "golden.json"):
         try:
-            files.read_json(classifier / name)
+            json.loads((classifier / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             return f"{classifier / name} can't be read ({error}): {integrity.way_out(classifier)}"
     return None

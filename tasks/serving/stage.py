@@ -13,6 +13,7 @@ import yaml
 
 from tasks import files, metrics
 from tasks.config import Config
+from tasks.data import splits
 from tasks.errors import StepFailed
 from tasks.labels import LABELS
 from tasks.promotion import gate, registry
@@ -41,7 +42,7 @@ def run(config: Config, run: Run) -> dict:
     version, engine = build_engine.of_run(config, run)
     build_engine.require_fit(engine)
     gate.record_overrides(config, version, "stage")
-    test = pl.read_parquet(config.workspace / "data" / "processed" / "test.parquet")
+    test = splits.read(config.workspace, "test")
     texts, fixed = test["text"].to_list(), yaml.safe_load(FIXED.read_text(encoding="utf-8"))
     with triton.staging_folder(config, run.id) as folder:
         models = folder / "candidate"

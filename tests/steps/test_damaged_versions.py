@@ -13,7 +13,7 @@ from raw_data import SMALL, dvc_file, files_of_at_most
 
 import commands
 from tasks import config as configuration
-from tasks.data import objects, restore, versions
+from tasks.data import objects, restore, splits, versions
 from tasks.errors import StepFailed, UsageError
 from tasks.promotion import registry
 from tasks.run import find
@@ -494,3 +494,24 @@ def test_a_damaged_pointer_of_a_version_is_known_from_its_tags_and_run(registere
             (StepFailed, UsageError), match=f"dvc/raw.dvc of MLflow run {mlflow_run} is damaged or gone"
         ):
             command()
+
+
+def test_pruning_reads_results_of_steps_alone_and_stops_at_a_damaged_one(registered):
+    """Run folders hold lists and curves beside them."""
+    config, number, _, wanted = registered
+    runs = config.workspace / "runs" / "a-run"
+    (runs / "errors.json").write_text('[{"text": "x"}]')
+    (runs / "behaviour.json").write_text("{")
+    assert restore.prune(SMALL, "configs", "config")["kept"] == len(wanted)
+    (runs / "prepare.json").write_text("{")
+    with pytest.raises(StepFailed, match="runs/a-run/prepare.json is damaged"):
+        restore.prune(SMALL, "configs", "config")
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 and then", b"\0" * 100], ids=["empty", "cut", "zeros"])
+def test_a_damaged_split_is_named_with_the_way_out(workspace, content):
+    file = workspace / "data" / "processed" / "test.parquet"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    with pytest.raises(StepFailed, match=f"{file} is damaged .*: run `python commands.py prepare` again"):
+        splits.read(workspace, "test")

@@ -110,6 +110,12 @@ def test_what_has_not_changed_at_kaggle_is_not_downloaded_again(server, last_goo
     assert result[sample.RUSSIAN_FILE].how == "unchanged" and result[sample.RUSSIAN_FILE].rows == 500
 
 
+def test_a_damaged_record_of_what_is_there_costs_a_download(server, last_good, workspace):
+    (workspace / "data" / "raw.json").write_text('{"labeled.csv": {"orig')
+    assert get(DATA_SET)[sample.RUSSIAN_FILE].how == "fetched"
+    assert get(DATA_SET)[sample.RUSSIAN_FILE].how == "unchanged"
+
+
 def test_a_competition_file_is_known_by_name_size_and_date(server):
     get(COMPETITION)
     server.calls.clear()

@@ -204,3 +204,20 @@ def test_a_stopped_step_cleans_up_and_stdout_stays_for_the_result(tmp_path):
     assert ended.stdout == ""
     assert "chatter of a child" in ended.stderr
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"step": "downl', b"\0" * 40, b"\xff\xfe"], ids=["empty", "cut", "zeros", "no UTF-8"]
+)
+def test_a_damaged_result_is_named_with_the_way_out(workspace, content):
+    run_id = step.execute("download", done, ["profile=demo"])["run_id"]
+    file = workspace / "runs" / run_id / "download.json"
+    file.write_bytes(content)
+    with pytest.raises(
+        StepFailed, match=f"{file} is damaged .*: put it back from a backup, or remove it and run again"
+    ):
+        run.find(workspace, run_id).result("download")
+    (file.parent / "run.json").write_bytes(content)
+    with pytest.raises(StepFailed, match="run.json is damaged"):
+        run.newest(workspace)
+    assert files.read_note(file) == {} == files.read_note(file.parent / "nothing")
