@@ -225,7 +225,7 @@ def predict(
 
     Args:
         text: one message.
-        input_file: a file with one message a line.
+        input_file: a file with one message a line, in UTF-8 or UTF-16.
         output_file: where to write the JSON list of {"text", "toxic", "labels"}; without it, it is printed.
         checkpoint: a folder like models/finetuned/final; the newest one by default.
         url: a Triton's gRPC address, host:port, instead of a checkpoint; its answers have scores and version too.

@@ -1,11 +1,13 @@
 """Classify messages: with a checkpoint, or through a server."""
 
+import io
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
 
-from tasks import files, step
+from tasks import files, step, text_files
 from tasks.errors import StepFailed, UsageError
 from tasks.labels import answer
 from tasks.text import clean_start
@@ -43,13 +45,21 @@ def run(overrides, text, input_file, output_file, checkpoint_folder, url, config
 
 
 def read_lines(file: Path) -> list[str]:
+    """The messages of a file, one a line: in UTF-8 or UTF-16. Ctrl-Z, as DOS ends a file, is none.
+
+    Raises:
+        UsageError: it is not there, or not text; the message names the line.
+    """
     try:
-        with file.open(encoding="utf-8") as lines:  # str.splitlines would cut a message at U+2028 too
-            return [line.rstrip("\n") for line in lines]
+        text = text_files.decoded(file.read_bytes())
     except FileNotFoundError:
         raise UsageError(f"--input-file={file} does not exist") from None
-    except (UnicodeDecodeError, OSError) as error:
-        raise UsageError(f"--input-file={file} can't be read as UTF-8 text: {error}") from None
+    except OSError as error:
+        raise UsageError(f"--input-file={file} can't be read: {error.strerror}") from None
+    except text_files.Unreadable as error:
+        raise UsageError(f"--input-file={file} can't be read: {error}") from None
+    # str.splitlines would cut a message at U+2028 too
+    return [line.rstrip("\n") for line in io.StringIO(re.sub(r"\x1a\s*\Z", "", text), newline=None)]
 
 
 def answers_from(url: str, texts: list[str]) -> list[dict]:
