@@ -17,8 +17,17 @@ from tasks.errors import StepFailed
 from tasks.files import DISK_FULL
 
 ZIP, EMPTY_ZIP, GZIP = b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b"
+OLD_WORKBOOK = b"\xd0\xcf\x11\xe0"
+SPREADSHEETS = (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods", ".numbers")
 BLOCK = 1 << 20
 AGAIN = "Get the file again"
+SPREADSHEET = "is a spreadsheet in its program's own format: open it there and save it as “CSV UTF-8”"
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a name is that of no file of a person's own: AppleDouble (`._x.csv`), a lock (`.~lock.x.csv#`), or the
+    owner file of an office program (`~$x.csv`)."""
+    return name.startswith((".", "~$"))
 
 
 def unpack(path: Path, file: str, target: Path, limits: Unpack, name: str | None = None) -> None:
@@ -32,17 +41,24 @@ def unpack(path: Path, file: str, target: Path, limits: Unpack, name: str | None
         StepFailed: it is no archive, damaged, not to be trusted, a web page, or larger than the limits or the disk.
     """
     name = name or path.name
-    with path.open("rb") as stream:
-        head = stream.read(512)
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(512)
+    except OSError as error:
+        raise StepFailed(
+            f"{path} cannot be read: {error.strerror}. The user that runs this step must be able to"
+        ) from None
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html")):
         raise StepFailed(
             f"{name} is a web page instead of data: it was saved without being logged in, or a proxy answered in "
             "its place. Open the address in a browser, log in, and get the file again"
         )
+    if head.startswith(OLD_WORKBOOK):
+        raise StepFailed(f"{name} {SPREADSHEET}")
     try:
         if head.startswith((ZIP, EMPTY_ZIP)):
             unpack_zip(path, file, target, limits, name)
-        elif name.endswith((".zip", ".gz")) and not head.startswith(GZIP):
+        elif name.lower().endswith((".zip", ".gz")) and not head.startswith(GZIP):
             raise StepFailed(f"{name} is not a {name.rsplit('.', 1)[1]} file: it begins with {head[:16]!r}. {AGAIN}")
         elif head.startswith(GZIP):
             with gzip.open(path) as packed:
@@ -69,6 +85,8 @@ def unpack(path: Path, file: str, target: Path, limits: Unpack, name: str | None
 
 def unpack_zip(path: Path, file: str, target: Path, limits: Unpack, name: str) -> None:
     found = members(path, file, limits, name)
+    if not found and is_spreadsheet(path):
+        raise StepFailed(f"{name} {SPREADSHEET}")
     if len(found) != 1:
         raise StepFailed(f"{name} holds {len(found)} files named {file}, 1 is expected; {contents(path)}")
     (member,) = found
@@ -110,7 +128,15 @@ def members(path: Path, file: str, limits: Unpack, name: str | None = None) -> l
             )
         if stat.S_ISLNK(info.external_attr >> 16):
             raise StepFailed(f"{name} holds a symbolic link: {info.filename!r}. Pack the file itself instead")
-    return [info for info in infos if PurePosixPath(info.filename.replace("\\", "/")).name == file]
+    names = [PurePosixPath(info.filename.replace("\\", "/")).name for info in infos]
+    found = [info for info, own in zip(infos, names) if own == file]
+    return found or [info for info, own in zip(infos, names) if own.casefold() == file.casefold()]
+
+
+def is_spreadsheet(path: Path) -> bool:
+    """Whether a zip is what .xlsx and .ods are inside."""
+    with zipfile.ZipFile(path) as archive:
+        return not {"[Content_Types].xml", "content.xml"}.isdisjoint(archive.namelist())
 
 
 def contents(path: Path) -> str:

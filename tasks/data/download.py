@@ -155,7 +155,7 @@ def brought(want: Wanted, config: Config, folder: Path, new: Path, incoming: Pat
     if want.keep:
         os.link(folder / source.file, path)
         return want.last
-    rows = schemas.table(path, source).height
+    rows = schemas.tidied(path, source)
     return Copy(origin(source), want.state, "fetched", files.sha256(path), rows, len(wrong))
 
 

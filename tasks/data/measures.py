@@ -10,8 +10,8 @@ conflict             the message occurs again with another value of `toxic`; one
 script               cyrillic (at least one such letter), latin, or neither
 mojibake             UTF-8 that was read as Latin-1
 type_without_toxic   a type is set and `toxic` is not
-age_days             feedback only: days since `decided_at`, negative for the future; null where it is no date
-set_aside            feedback only: `download` found the row to break a rule, and nothing is made of it
+age_days             feedback only: days since `decided_at`, negative for the future; null where the row is set aside
+set_aside            feedback only: the row breaks a rule, as `download` finds too, and nothing is made of it
 in_train … in_test   prepared only: the row is in that split
 in_two_splits        prepared only: the message is in another split too, but for case and punctuation
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 import polars as pl
 
 from tasks.config import Config, Source
-from tasks.data import messages, schemas, sources
+from tasks.data import cells, feedback, messages, schemas, sources
 from tasks.data.splits import SPLITS
 from tasks.errors import StepFailed, UsageError
 from tasks.labels import LABELS, TYPES
@@ -34,16 +34,19 @@ MOJIBAKE = "Ã[\u0080-¿]|â€|Ð[\u0080-¿]"
 def raw(source: Source, config: Config, wanted: set[str]):
     """The measures of a raw file and its columns `wanted`, in pandas, with the row's number, from 1, as its index.
 
-    Labels are numbers, 0 and 1 by the source's threshold where it has one; what is not a number stays text, so that a
-    verdict can show it. A source of schema `messages` has the project's names for its columns.
+    Labels are numbers, 0 and 1 by the source's threshold where it has one; what is no label stays what it is, a number
+    or text, so that a verdict can show it. A source of schema `messages` has the project's names for its columns.
 
     Raises:
         UsageError: the file has not been downloaded.
         StepFailed: it is not a CSV file in UTF-8.
     """
     path = sources.raw_file(source, config)
-    lazy, columns = pl.scan_csv(path, infer_schema=False), schemas.columns_of(source)
+    columns = schemas.columns_of(source)
     try:
+        lazy = sources.scan(path)
+        if source.schema_ == "feedback":
+            lazy = feedback.judged_again(lazy.collect()).lazy()
         if source.schema_ == "messages":
             lazy, columns = in_our_names(lazy, columns), {"text": "text"}
         return measured(lazy, columns["text"], wanted, source.threshold)
@@ -61,7 +64,7 @@ def prepared(paths: list[Path], wanted: set[str]):
         if not path.is_file():
             raise UsageError(f"{path} does not exist: run `python commands.py prepare` first")
     splits = [pl.scan_parquet(path).with_columns(split=pl.lit(path.stem)) for path in paths]
-    return measured(pl.concat(splits), "text", wanted | {"split", "language"})
+    return measured(pl.concat(splits).with_row_index(sources.ROW, 1), "text", wanted | {"split", "language"})
 
 
 def in_our_names(lazy: pl.LazyFrame, columns: dict[str, str]) -> pl.LazyFrame:
@@ -70,6 +73,7 @@ def in_our_names(lazy: pl.LazyFrame, columns: dict[str, str]) -> pl.LazyFrame:
     has = lazy.collect_schema().names()
     mapped = {ours: theirs for ours, theirs in columns.items() if theirs in has}
     return lazy.select(
+        sources.ROW,
         *(pl.col(theirs).alias(ours) for ours, theirs in mapped.items()),
         *(pl.lit(None, pl.String).alias(name) for name in TYPES if name not in columns),
         *(["id"] if "id" in has else []),
@@ -79,14 +83,20 @@ def in_our_names(lazy: pl.LazyFrame, columns: dict[str, str]) -> pl.LazyFrame:
 def measured(lazy: pl.LazyFrame, text: str, wanted: set[str], threshold: float | None = None):
     names = lazy.collect_schema().names()
     labels = [label for label in LABELS if label in names]
+    as_read = [cells.numbers(pl.col(label)).alias(f"{label}_number") for label in labels]
+    as_read += [cells.blanks(pl.col(label)).alias(f"{label}_blank") for label in labels]
     # Streamed, so that only a part of the texts is in memory at a time.
-    frame = lazy.select(
-        *(name for name in names if name in wanted and name not in labels),
-        *(number(label, threshold) for label in labels),
-        *(is_text(label) for label in labels),
-        *(of_text(pl.col(text)) if text in names else ()),
-        *(of_feedback() if {"decided_at", "problem"} <= set(names) else ()),
-    ).collect(engine="streaming")
+    frame = (
+        lazy.with_columns(as_read)
+        .select(
+            *(name for name in names if name == sources.ROW or name in wanted and name not in labels),
+            *(of_label(label, threshold) for label in labels),
+            *(is_text(label, threshold) for label in labels),
+            *(of_text(pl.col(text)) if text in names else ()),
+            *(of_feedback() if {"decided_at", "problem"} <= set(names) else ()),
+        )
+        .collect(engine="streaming")
+    )
     if text in names:
         frame = frame.with_columns(**among_rows(frame))
     if "toxic" in labels:
@@ -98,16 +108,18 @@ def measured(lazy: pl.LazyFrame, text: str, wanted: set[str], threshold: float |
     return in_pandas(frame, lazy, labels, [name for name in names if name not in frame.columns])
 
 
-def number(label: str, threshold: float | None) -> pl.Expr:
-    found = pl.col(label).cast(pl.String).str.strip_chars().cast(pl.Float32, strict=False)
-    if threshold is None:
-        return found.alias(label)
-    return pl.when(found.is_between(0, 1)).then((found >= threshold).cast(pl.Float32)).otherwise(found).alias(label)
+def of_label(label: str, threshold: float | None) -> pl.Expr:
+    """A label as 0 or 1; what is none, as the number that it is."""
+    number = pl.col(f"{label}_number")
+    return pl.coalesce(cells.label_of(number, threshold), number).cast(pl.Float32).alias(label)
 
 
-def is_text(label: str) -> pl.Expr:
-    filled = pl.col(label).cast(pl.String).str.strip_chars().fill_null("") != ""
-    return (filled & number(label, None).is_null()).alias(f"{label}_is_text")
+def is_text(label: str, threshold: float | None) -> pl.Expr:
+    """Whether a cell is neither a label, nor a number that as float32 is still another one than 0 and 1, nor empty."""
+    number = pl.col(f"{label}_number")
+    no_label = cells.label_of(number, threshold).is_null() & ~pl.col(f"{label}_blank")
+    another = ~number.cast(pl.Float32).is_in([0.0, 1.0])
+    return (no_label & ~another.fill_null(False)).alias(f"{label}_is_text")
 
 
 def of_text(text: pl.Expr) -> list[pl.Expr]:
@@ -129,10 +141,11 @@ def of_text(text: pl.Expr) -> list[pl.Expr]:
 
 
 def of_feedback() -> list[pl.Expr]:
-    day = pl.col("decided_at").str.strip_chars().str.head(10).str.to_date("%Y-%m-%d", strict=False)
+    good = pl.col("problem") == ""
+    day = cells.moments(pl.when(good).then("decided_at")).dt.date()
     return [
         (pl.lit(datetime.now(timezone.utc).date()) - day).dt.total_days().alias("age_days"),
-        (pl.col("problem").fill_null("") != "").alias("set_aside"),
+        good.not_().alias("set_aside"),
     ]
 
 
@@ -153,7 +166,7 @@ def in_pandas(frame: pl.DataFrame, lazy: pl.LazyFrame, labels: list[str], by_nam
     import pandas as pd
     import pyarrow as pa
 
-    result = frame.select(pl.exclude("key", "^.*_is_text$")).to_pandas()
+    result = frame.select(pl.exclude(sources.ROW, "key", "^.*_is_text$")).to_pandas()
     for label in labels:
         if frame[f"{label}_is_text"].any():
             as_read = lazy.select(label).collect()[label].to_pandas()
@@ -161,5 +174,5 @@ def in_pandas(frame: pl.DataFrame, lazy: pl.LazyFrame, labels: list[str], by_nam
     nothing = pd.arrays.ArrowExtensionArray(pa.chunked_array([pa.nulls(frame.height)]))
     for name in by_name:
         result[name] = nothing
-    result.index = pd.RangeIndex(1, frame.height + 1, name="row")
+    result.index = pd.Index(frame[sources.ROW].to_numpy(), name="row")
     return result

@@ -1,13 +1,17 @@
 """What the raw files look like, and how each becomes rows in the project's own columns."""
 
+import logging
 from pathlib import Path
 
 import polars as pl
 
 from tasks.config import Config, Source
-from tasks.data import feedback, sources
+from tasks.data import cells, feedback, sources, tables
 from tasks.errors import StepFailed
 from tasks.labels import LABELS
+from tasks.text_files import Unreadable
+
+log = logging.getLogger(__name__)
 
 # The project's column → the file's. A source with schema `messages` says its own in the configuration.
 COLUMNS = {
@@ -35,11 +39,11 @@ def read(source: Source, config: Config) -> pl.DataFrame:
     path = sources.raw_file(source, config)
     columns, frame = columns_of(source), table(path, source)
     if source.schema_ == "feedback":
-        return feedback.rows(frame, source)
+        return feedback.rows(frame, source, sources.ROW)
     known = [name for name in LABELS if name in columns]
-    labels = {name: label(frame[columns[name]], name, source, path) for name in known}
-    return frame.with_row_index("row", 1).select(
-        "row",
+    labels = {name: label(frame, columns[name], name, source, path) for name in known}
+    return frame.select(
+        pl.col(sources.ROW).alias("row"),
         pl.col(columns["text"]).fill_null("").alias("text"),
         pl.lit(source.language).alias("language"),
         pl.lit(source.file).alias("source"),
@@ -48,29 +52,29 @@ def read(source: Source, config: Config) -> pl.DataFrame:
     )
 
 
-def label(cells: pl.Series, name: str, source: Source, path: Path) -> pl.Series:
-    """A label column as 0 and 1: as it is, or what reaches the source's threshold.
+def label(frame: pl.DataFrame, column: str, name: str, source: Source, path: Path) -> pl.Series:
+    """A label column as 0 and 1, as `cells.labels` reads it.
 
     Only a set that is mapped by the configuration may leave the cell of a type empty, for unknown.
 
     Raises:
         StepFailed: a cell is something else; the message names the first.
     """
-    numbers = cells.cast(pl.Float64, strict=False)
-    if source.threshold is None:
-        good, wanted = numbers.is_in([0.0, 1.0]), "neither 0 nor 1"
-    else:
-        good, wanted = numbers.is_between(0, 1), "no share between 0 and 1"
-    unknown = cells.is_null() & (source.schema_ == "messages" and name != "toxic")
-    wrong = (~good.fill_null(False) & ~unknown).arg_true()
+    found = frame.select(cells.labels(pl.col(column), source.threshold).alias(name)).to_series()
+    wrong = found.is_null().arg_true()
+    if source.schema_ == "messages" and name != "toxic":
+        wrong = wrong.filter(~frame[wrong].select(cells.blanks(pl.col(column))).to_series())
     if len(wrong):
-        hint = "; a source of schema messages may set `threshold`" if numbers[wrong[0]] is not None else ""
-        raise StepFailed(f"{path} row {wrong[0] + 1}: {cells.name} is {cells[wrong[0]]!r}, {wanted}{hint}")
-    return (numbers >= (source.threshold or 1)).cast(pl.Int8)
+        row, given = frame.select(sources.ROW, column).row(wrong[0])
+        wanted = "neither 0 nor 1" if source.threshold is None else "no share between 0 and 1"
+        a_share = given is not None and source.threshold is None and cells.number(given) is not None
+        hint = "; a source of schema messages may set `threshold`" if a_share else ""
+        raise StepFailed(f"{path} row {row}: {column} is {given!r}, {wanted}{hint}")
+    return found
 
 
 def table(path: Path, source: Source) -> pl.DataFrame:
-    """The columns of a raw file that its schema knows, under the file's own names, as strings.
+    """The columns of a raw file that its schema knows, under the file's own names, as strings; and `sources.ROW`.
 
     Raises:
         StepFailed: one is missing, or the file is not a CSV in UTF-8.
@@ -83,3 +87,25 @@ def table(path: Path, source: Source) -> pl.DataFrame:
             "schema messages with `columns`"
         )
     return sources.read(path, wanted)
+
+
+def tidied(path: Path, source: Source) -> int:
+    """Makes a raw file that has just come a plain one, whichever program has saved it, and returns its number of rows.
+
+    One that Polars reads with the schema's columns stays byte by byte as it is.
+
+    Raises:
+        StepFailed: it is no table, or not what its schema says.
+    """
+    known = (*columns_of(source).values(), "id")
+    try:
+        if tables.is_plain(path, known):
+            return table(path, source).height
+    except StepFailed as error:  # further down, too: rows of other lengths, say
+        log.info("%s", error)
+    try:
+        tables.make_plain(path, known)
+    except Unreadable as error:
+        raise StepFailed(f"{path.name} is not a CSV file in UTF-8: {error}") from None
+    log.info("%s was not a plain CSV file: it is written anew, in UTF-8 and with commas", path.name)
+    return table(path, source).height

@@ -23,7 +23,7 @@ def from_folder(folder, **values):
 
 def rewrite(path, change):
     """Changes a CSV file: `change` gets and returns a frame of strings."""
-    change(sources.read(path)).write_csv(path)
+    change(sources.read(path).drop(sources.ROW)).write_csv(path)
 
 
 def dvc_file(store, version):

@@ -71,7 +71,12 @@ def test_moderators_labels_come_beside_kaggles_files_from_a_folder(workspace, ka
     without = execute("download", download.run, overrides)
     assert without["rows"]["feedback.csv"] == 0
     assert execute("prepare", prepare.run, overrides)["dropped"]["overruled"] == 0
-    text, toxic = sources.read(kaggle_files / sample.RUSSIAN_FILE).filter(pl.col("comment").is_unique()).row(0)
+    text, toxic = (
+        sources.read(kaggle_files / sample.RUSSIAN_FILE)
+        .filter(pl.col("comment").is_unique())
+        .select("comment", "toxic")
+        .row(0)
+    )
     (workspace / "feedback").mkdir()
     decided = pl.DataFrame({"text": [text], "toxic": [1 - int(float(toxic))], "decided_at": ["2026-11-20"]})
     decided.with_columns(language=pl.lit("ru")).write_csv(workspace / "feedback" / "week-47.csv")

@@ -316,7 +316,7 @@ def moderators(folder, *rows):
     if rows:
         header = "text,toxic,insult,language,decided_at"
         (folder / "exports" / "may.csv").write_text("\n".join([header, *rows]), encoding="utf-8")
-    feedback.gather(config.data.sources[-1], folder / "more.csv")
+    feedback.gather(config.data.sources[-1], folder / "more.csv", config.unpack)
     return config
 
 
@@ -339,6 +339,25 @@ def test_a_row_that_is_set_aside_contradicts_nobody(raw):
     assert "conflict" not in [
         v["column"] for v in found["expectations"] if v["file"] == "more.csv" and not v["success"]
     ]
+
+
+def test_a_date_or_label_that_download_takes_in_another_form_passes(raw):
+    _, run, folder = raw
+    days = ["2026-W20-5", "20260515T140500Z", "20260515", "46157", "15.05.2026 9:05", "2026/05/15", "\u00a02026-05-15"]
+    odd = [f"odd message {k},{'ЛОЖЬ' if k % 2 else 'TRUE'},+0 ,EN,{day}" for k, day in enumerate(days)]
+    found = validate.run(moderators(folder, *good_labels(40), ",,,,", *odd), run, "raw")
+    assert found["passed"] and not [v for v in found["expectations"] if v["file"] == "more.csv" and not v["success"]]
+    assert found["profiles"]["more.csv"]["labels"]["toxic"] == [24, 47]
+
+
+def test_a_label_that_prepare_refuses_does_not_pass_and_one_with_a_space_does(raw):
+    config, run, folder = raw
+    nearly = pl.when(pl.int_range(500) == 7).then(pl.lit("1.00000001")).otherwise(pl.col("toxic") + " ").alias("toxic")
+    rewrite(folder / sample.RUSSIAN_FILE, lambda rows: rows.with_columns(nearly))
+    with pytest.raises(StepFailed, match="toxic is 0 or 1, found 1 of 500 rows .*such as '1.00000001' .rows 8."):
+        validate.run(config, run, "raw")
+    with pytest.raises(StepFailed, match="labeled.csv row 8: toxic is '1.00000001'"):
+        prepare.run(config, run)
 
 
 def test_no_feedback_yet_is_no_problem(raw):

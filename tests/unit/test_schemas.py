@@ -49,6 +49,12 @@ def test_any_other_set_is_read_by_a_mapping_of_its_columns_and_a_threshold(tmp_p
     ]
 
 
+def test_a_cell_of_spaces_is_an_unknown_type_and_a_share_may_have_a_comma(tmp_path):
+    content = 'id,comment_text,toxic,identity_attack,severe_toxicity\n1,a,"0,6", ,0.0 \n'
+    rows = rated(tmp_path, content, 0.5)
+    assert rows.select("toxic", "identity_hate", "severe_toxic").row(0) == (1, None, 0)
+
+
 @pytest.mark.parametrize(
     "content, threshold, message",
     [
