@@ -4,8 +4,8 @@
     python commands.py STEP --help
 
 Logs go to stderr. The last line of stdout is the step's result, one JSON object. Exit codes: 0 done; 99 nothing that
-follows should run (no new data, gate not passed, rejected); 2 bad arguments or configuration; 1 failed, and the last
-line of stderr says why.
+follows should run (no new data, gate not passed, rejected); 2 bad arguments, configuration or data, so that another try
+would end alike; 1 failed. The last line of stderr says why.
 """
 
 import inspect
@@ -15,10 +15,15 @@ import os
 import sys
 
 import fire
-from fire.decorators import SetParseFns
+from fire.decorators import SetParseFn, SetParseFns
+from fire.parser import DefaultParseValue
 
-from tasks.errors import Skip, StepFailed, UsageError
+from tasks.config import Config
+from tasks.errors import Skip, StepFailed, Unsuitable, UsageError
+from tasks.overrides import kinds_at, parsed, perhaps
 from tasks.step import execute, prepare_process, stdout_for_the_result
+
+PATHS = {"checkpoint", "output_path", "onnx", "input_file", "output_file", "config_path"}
 
 
 def download(*overrides, config_path="configs", config_name="config"):
@@ -96,7 +101,6 @@ def report(*overrides, config_path="configs", config_name="config"):
     return execute("report", report.run, overrides, config_path=config_path, config_name=config_name)
 
 
-@SetParseFns(reason=str, reviewer=str)
 def decide(*overrides, decision=None, reviewer=None, reason=None, config_path="configs", config_name="config"):
     """Records in the registry who decided what about the version, when and why; exit 99 when it was rejected.
 
@@ -119,7 +123,6 @@ def decide(*overrides, decision=None, reviewer=None, reason=None, config_path="c
     )
 
 
-@SetParseFns(checkpoint=str, output_path=str)
 def export_onnx(*overrides, checkpoint=None, output_path=None, config_path="configs", config_name="config"):
     """Exports the merged model to ONNX and checks that it decides like the original.
 
@@ -143,7 +146,6 @@ def export_onnx(*overrides, checkpoint=None, output_path=None, config_path="conf
     )
 
 
-@SetParseFns(onnx=str, output_path=str)
 def build_engine(*overrides, onnx=None, output_path=None, config_path="configs", config_name="config"):
     """Builds what Triton loads from the exported ONNX model: a TensorRT plan, or the ONNX file as it is on a CPU.
 
@@ -181,7 +183,6 @@ def swap(*overrides, config_path="configs", config_name="config"):
     return execute("swap", swap.run, overrides, config_path=config_path, config_name=config_name)
 
 
-@SetParseFns(reason=str, reviewer=str)
 def rollback(*overrides, reviewer=None, reason=None, config_path="configs", config_name="config"):
     """Puts the previous champion back into service and holds automatic promotion until a person clears it.
 
@@ -194,7 +195,7 @@ def rollback(*overrides, reviewer=None, reason=None, config_path="configs", conf
     return rollback.run(overrides, reviewer, reason, config_path, config_name)
 
 
-@SetParseFns(reason=str, reviewer=str)
+@SetParseFns(clear=DefaultParseValue)
 def hold(*overrides, clear=False, reviewer=None, reason=None, config_path="configs", config_name="config"):
     """Says whether automatic promotion is on hold since a rollback, and why; --clear ends that.
 
@@ -210,7 +211,6 @@ def hold(*overrides, clear=False, reviewer=None, reason=None, config_path="confi
     return hold.run(overrides, clear, reviewer, reason, config_path, config_name)
 
 
-@SetParseFns(text=str, input_file=str, output_file=str, checkpoint=str, url=str)
 def predict(
     *overrides,
     text=None,
@@ -235,7 +235,7 @@ def predict(
     return predict.run(overrides, text, input_file, output_file, checkpoint, url, config_path, config_name)
 
 
-@SetParseFns(output_path=str)
+@SetParseFns(version=DefaultParseValue, replace=DefaultParseValue, prune=DefaultParseValue)
 def data(
     *overrides,
     version=None,
@@ -289,20 +289,21 @@ def main(arguments=None) -> int:
     prepare_process()
     os.environ.setdefault("PAGER", "cat")  # `--help` prints; it does not wait in a pager
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    steps = {step.__name__: step for step in STEPS}
+    # What is typed is text: Fire would make a number of 1e3, and a list of [x], where nothing else is said.
+    steps = {step.__name__: SetParseFn(str)(step) for step in STEPS}
     if "--help" in arguments or not arguments:
         fire.Fire(steps, command=arguments, name="commands.py")
         return 0
     try:
-        refuse_unknown_flags(steps, arguments)
+        command = unmistakable(steps, arguments)
         with stdout_for_the_result():
-            result = fire.Fire(steps, command=arguments, name="commands.py", serialize=lambda _: None)
+            result = fire.Fire(steps, command=command, name="commands.py", serialize=lambda _: None)
         print(json.dumps(result, ensure_ascii=False))
         return 0
     except Skip as skip:
         print(json.dumps({"status": "skipped", **skip.result}, ensure_ascii=False))
         return last_words(99, str(skip))
-    except UsageError as error:
+    except (UsageError, Unsuitable) as error:
         return last_words(2, str(error))
     except StepFailed as error:
         return last_words(1, str(error))
@@ -311,13 +312,61 @@ def main(arguments=None) -> int:
         return last_words(1, f"{type(error).__name__}: {error}")
 
 
-def refuse_unknown_flags(steps, arguments) -> None:
-    """Fire would run the step first and complain about the flag afterwards."""
-    step = steps.get(arguments[0])
-    known = {f"--{name.replace('_', '-')}" for name in inspect.signature(step).parameters} if step else set()
-    for flag in (a.split("=")[0].replace("_", "-") for a in arguments[1:] if a.startswith("--")):
-        if step and flag not in known - {"--overrides"}:
-            raise UsageError(f"{arguments[0]} has no {flag}: see `python commands.py {arguments[0]} --help`")
+def unmistakable(steps: dict, arguments: list[str]) -> list[str]:
+    """The arguments with each flag and its value as one, `--text=-5`, so that Fire takes no value for a flag.
+
+    Raises:
+        UsageError: an unknown step or flag, which Fire would complain about after the step has run; a flag without its
+            value; what is neither a flag nor key=value.
+    """
+    name, *rest = arguments
+    if name not in steps:
+        raise UsageError(f"{name} is no step{perhaps(name, steps)}: the steps are {', '.join(steps)}")
+    flags = inspect.signature(steps[name]).parameters
+    command, left = [name], iter(rest)
+    for argument in left:
+        if not argument.startswith("-"):
+            command.append(override_of(name, argument))
+            continue
+        flag, equals, value = argument.partition("=")
+        parameter = known_flag(name, flags, flag)
+        if parameter.default is False:  # it takes no value
+            command.append(f"--{parameter.name}={value if equals else True}")
+            continue
+        if not equals:
+            value = next(left, None)
+            if value is None or value.startswith("--") and value.partition("=")[0][2:].replace("-", "_") in flags:
+                raise UsageError(f"{flag} needs a value: {flag}=…")
+        command.append(f"--{parameter.name}={place_of(flag, value) if parameter.name in PATHS else value}")
+    return command
+
+
+def known_flag(step: str, flags, flag: str) -> inspect.Parameter:
+    known = {f"--{name.replace('_', '-')}": parameter for name, parameter in flags.items() if name != "overrides"}
+    dashed = flag.replace("_", "-")
+    if dashed in known:
+        return known[dashed]
+    key = flag.lstrip("-").replace("-", "_")
+    as_key = f"; {key}=…, without dashes?" if kinds_at(Config, key) else ""
+    raise UsageError(
+        f"{step} has no {dashed}{as_key or perhaps(dashed, known)}: see `python commands.py {step} --help`"
+    )
+
+
+def override_of(step: str, argument: str) -> str:
+    if parsed(argument).value is None and not argument.startswith("~"):
+        raise UsageError(
+            f"{argument!r} is neither a flag nor key=value: a sentence or a path with spaces stands in the shell's "
+            f"quotes; see `python commands.py {step} --help`"
+        )
+    return argument
+
+
+def place_of(flag: str, value: str) -> str:
+    """A path, with `~` as a shell takes it that sees it alone: of --flag=~/x it leaves it as it is."""
+    if not value:
+        raise UsageError(f"{flag} is empty: it names a file or folder")
+    return os.path.expanduser(value)
 
 
 def last_words(code: int, message: str) -> int:

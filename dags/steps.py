@@ -5,6 +5,7 @@ worker in the tasks' own environment ($TOXIC_PYTHON), or `docker`, in a containe
 travel as JSON in the environment; nothing that a person typed meets a shell or a template.
 """
 
+import difflib
 import fcntl
 import json
 import os
@@ -29,7 +30,7 @@ from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 from requests import RequestException
 
-from dags import orphans
+from dags import configured, orphans
 from docker import APIClient
 from docker.errors import DockerException
 from docker.types import DeviceRequest, Mount
@@ -47,14 +48,28 @@ PASSED_TO_CONTAINERS = (
 # variables of them. In the container's own environment `docker inspect` would show them.
 REGISTRY_SECRETS = ("MLFLOW_TRACKING_PASSWORD",)
 
-# A parameter of every DAG that judges a version.
+OWNER = {"owner": "toxicity"}  # whom the list of DAGs names
+RARELY = "Rarely needed"  # the section of the forms that is folded at first
+
+# Parameters of every DAG that judges a version.
+PROFILE = Param(
+    os.environ.get("TOXIC_PROFILE", "gpu"),
+    type="string",
+    enum=list(configured.PROFILES),
+    values_display={"demo": "demo: a tiny model on a CPU, in minutes", "gpu": "gpu: the real one"},
+    title="Profile",
+    description="Which model, which data and which limits. For a release: that which the version was trained with.",
+    section=RARELY,
+)
 LIMITS = Param(
     None,
     type=["null", "array"],
     items={"type": "string", "pattern": r"^\s*([a-z_]+(\.[a-z_]+)+\s*=\s*(true|false|-?[0-9]*\.?[0-9]+))?\s*$"},
     title="Other limits of the gate",
     description="For this run alone, one a line: types.min=0.68 or per_type.threat.floor.binds=false; configs/gate has "
-    "them all. They need a reason. Both are kept in the registry with your name. Empty: as shipped.",
+    "them all. They need a reason. Both are kept in the registry with your name. Empty: as shipped, F1 toxic at least "
+    f"{configured.in_words('gate.toxic.min')}, F1 types at least {configured.in_words('gate.types.min')}.",
+    section=RARELY,
 )
 
 Review = Callable[[Context], dict]
@@ -447,11 +462,16 @@ def overrides_of(params: dict) -> list[str]:
     """The DAG run's parameters as Hydra overrides; a parameter left empty leaves the configuration as it is.
 
     Raises:
-        AirflowFailException: for a parameter that no DAG has, which is most likely misspelt; limits without a reason.
+        AirflowFailException: with all that is wrong: a parameter that no DAG has, which is most likely misspelt; a
+            limit that the gate does not have; limits without a reason.
     """
     known = {"profile", "force", "max_samples", "epochs", "promotion", "data_folder", "version", "limits", "reason"}
+    problems = []
     if unknown := sorted(set(params) - known):
-        raise AirflowFailException(f"unknown parameter {', '.join(unknown)}: known are {', '.join(sorted(known))}")
+        problems.append(f"unknown parameter {', '.join(unknown)}: known are {', '.join(sorted(known))}")
+    limits = other_limits(params, problems)
+    if problems:
+        raise AirflowFailException("; ".join(problems))
     overrides = [f"profile={params['profile']}"]
     if params.get("data_folder") is not None:
         overrides += ["data=folder", override("data.folder", params["data_folder"])]
@@ -466,20 +486,26 @@ def overrides_of(params: dict) -> list[str]:
     }.items():
         if params.get(name) is not None:
             overrides += [override(key, int(params[name]))]
-    return overrides + other_limits(params)
+    return overrides + limits
 
 
-def other_limits(params: dict) -> list[str]:
-    """The overrides for the limits that a person has typed, with the reason that they need."""
+def other_limits(params: dict, problems: list[str]) -> list[str]:
+    """The overrides for the limits that a person has typed, with the reason that they need; what is wrong with them is
+    added to the problems."""
     typed = [line.partition("=") for line in params.get("limits") or [] if line.strip()]
-    limits = [f"gate.{key.strip().removeprefix('gate.')}={value.strip()}" for key, _, value in typed]
+    limits = {f"gate.{key.strip().removeprefix('gate.')}": value.strip() for key, _, value in typed}
+    for key in limits:
+        if key not in configured.limits():
+            meant = difflib.get_close_matches(key, configured.limits(), n=1)
+            problems.append(f"{key} is no limit of the gate{f'; {meant[0]}?' if meant else ': configs/gate has them'}")
+    found = [f"{key}={value}" for key, value in limits.items()]
     reason = (params.get("reason") or "").strip()
-    if limits and not reason:
-        raise AirflowFailException(
-            f"{', '.join(limits)}: limits other than the shipped ones need a reason, kept in the registry with your "
+    if found and not reason:
+        problems.append(
+            f"{', '.join(found)}: limits other than the shipped ones need a reason, kept in the registry with your "
             "name; trigger again with the parameter `reason`, or leave `limits` empty"
         )
-    return [*limits, override("gate.override_reason", reason)] if limits else []
+    return [*found, override("gate.override_reason", reason)] if found else []
 
 
 def override(key: str, value: bool | int | str) -> str:

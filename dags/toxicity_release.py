@@ -3,7 +3,6 @@
 The version goes the same way as a freshly trained one, through the second server, from `decide` on.
 """
 
-import os
 from datetime import timedelta
 from functools import partial
 
@@ -14,7 +13,7 @@ from dags import registry
 from dags.approvals import APPROVAL, TOLD
 from dags.notices import Failure, Swapped
 from dags.review import decision
-from dags.steps import LIMITS, step_task
+from dags.steps import LIMITS, OWNER, PROFILE, step_task
 
 GRAPH = """
 # Put a registry version into service
@@ -51,14 +50,15 @@ def chosen_version(context: Context) -> int:
     doc_md="Which version is meant, who wants it and why. An alias is looked up once: it may move while this runs.",
 )
 def choose(**context) -> dict:
-    wanted, dag_run = context["params"]["version"], context["dag_run"]
+    wanted, dag_run = context["params"]["version"] or registry.APPROVED, context["dag_run"]
     aliases = registry.aliases()
     version = int(wanted) if wanted.isdigit() else aliases.get(wanted)
     if version is None and dag_run.run_type == "asset_triggered":
         raise AirflowSkipException("the alias `approved` is gone: released already, or withdrawn")
     if version is None:
         known = ", ".join(sorted(aliases)) or "none"
-        raise AirflowFailException(f"no version carries the alias {wanted}: the aliases are {known}")
+        say = "" if context["params"]["version"] else "; trigger again and name a version, by its number or alias"
+        raise AirflowFailException(f"no version carries the alias {wanted}: the aliases are {known}{say}")
     tags = registry.tags(version)
     if tags is None:
         raise AirflowFailException(f"{registry.model_name()} has no version {version}: see {registry.server()}")
@@ -123,19 +123,21 @@ def swapped(context: Context) -> bool:
 
 with DAG(
     dag_id="toxicity_release",
+    dag_display_name="Release of a version (toxicity_release)",
     description="Put a version of the registry into service",
     doc_md=GRAPH,
     schedule=APPROVAL,
     is_paused_upon_creation=False,  # it starts only when a person wants it; paused, it would not see the alias
     max_active_runs=1,
-    default_args={"on_failure_callback": Failure()},
+    default_args={**OWNER, "on_failure_callback": Failure()},
     params={
         "version": Param(
-            registry.APPROVED,
-            type="string",
+            None,
+            type=["null", "string"],
             pattern=r"^([1-9][0-9]{0,8}|[A-Za-z][A-Za-z0-9_-]{0,254})$",
             title="Version or alias",
-            description="The version's number in the MLflow registry, or an alias: challenger, approved, previous …",
+            description="The version's number in the MLflow registry, or an alias: challenger, previous … Empty: the "
+            "one that a reviewer has given the alias approved.",
         ),
         "reason": Param(
             None,
@@ -143,13 +145,7 @@ with DAG(
             title="Reason",
             description="Why, in a sentence. It is kept in the registry with your name.",
         ),
-        "profile": Param(
-            os.environ.get("TOXIC_PROFILE", "gpu"),
-            type="string",
-            enum=["demo", "gpu"],
-            title="Profile",
-            description="The profile that the version was trained with.",
-        ),
+        "profile": PROFILE,
         "limits": LIMITS,
     },
     tags=["toxicity"],

@@ -4,14 +4,14 @@ A new model is put into service only after it has passed the gate, after a perso
 and after it has proved itself in a second server in the very form in which it will serve.
 """
 
-import os
 from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, Param, TaskGroup, TriggerRule, chain
 
+from dags import configured
 from dags.notices import Failure, GateVerdict, Swapped
 from dags.review import answer_of_review, review_task
-from dags.steps import LIMITS, step_task
+from dags.steps import LIMITS, OWNER, PROFILE, RARELY, step_task
 
 GRAPH = """
 # One retraining
@@ -31,52 +31,52 @@ All figures and plots of a run are under `workspace/runs/`, in the folder named 
 """
 
 PARAMS = {
-    "profile": Param(
-        os.environ.get("TOXIC_PROFILE", "gpu"),
-        type="string",
-        enum=["demo", "gpu"],
-        title="Profile",
-        description="demo: a tiny model on a CPU, in minutes. gpu: the real one.",
-    ),
     "force": Param(
         False,
         type="boolean",
         title="Force",
         description="Retrain although this data, configuration and code already have their verdict.",
     ),
+    "promotion": Param(
+        "config",
+        type="string",
+        enum=["config", "auto", "review", "never"],
+        values_display={
+            "config": f"as configured: {configured.in_words('promotion.mode')}",
+            "auto": "auto: into service if the gate is passed",
+            "review": f"review: wait for a person, {configured.in_words('promotion.review_hours')} hours at most",
+            "never": "never: only into the registry",
+        },
+        title="Promotion",
+        description="What happens to a version that passes the gate.",
+    ),
+    "profile": PROFILE,
     "max_samples": Param(
         None,
         type=["null", "integer"],
-        minimum=1,
+        minimum=1 + min(configured.value("data.min_rows", profile) for profile in configured.PROFILES),
         title="Messages at most",
-        description="How many messages to keep over all sources. Empty: as configured.",
+        description="How many messages to keep over all sources, more than data.min_rows "
+        f"({configured.in_words('data.min_rows')}). Empty: as configured: {configured.in_words('data.max_samples')}.",
+        section=RARELY,
     ),
     "epochs": Param(
         None,
         type=["null", "integer"],
         minimum=1,
         title="Epochs",
-        description="Passes over the training split. Empty: as configured.",
-    ),
-    "promotion": Param(
-        "config",
-        type="string",
-        enum=["config", "auto", "review", "never"],
-        values_display={
-            "config": "as configured (promotion.mode)",
-            "auto": "auto: into service if the gate is passed",
-            "review": "review: wait for a person (promotion.review_hours)",
-            "never": "never: only into the registry",
-        },
-        title="Promotion",
-        description="What happens to a version that passes the gate.",
+        description="Passes over the training split. Empty: as configured: "
+        f"{configured.in_words('training.num_train_epochs')}.",
+        section=RARELY,
     ),
     "data_folder": Param(
         None,
         type=["null", "string"],
         minLength=1,
         title="Data folder",
-        description="A folder with Kaggle's own files (.csv, .csv.gz or .zip) to train on. Empty: as configured.",
+        description="A folder with Kaggle's own files (.csv, .csv.gz or .zip) to train on, as the steps see it. Empty: "
+        "the sources of the profile.",
+        section=RARELY,
     ),
     "limits": LIMITS,
     "reason": Param(
@@ -84,11 +84,13 @@ PARAMS = {
         type=["null", "string"],
         title="Reason for other limits",
         description="Why, in a sentence. Without it a run with other limits is refused before it starts.",
+        section=RARELY,
     ),
 }
 
 with DAG(
     dag_id="toxicity_weekly",
+    dag_display_name="Weekly retraining (toxicity_weekly)",
     description="Retrain the toxicity classifier and put it into service if it has proved itself",
     doc_md=GRAPH,
     # Without `run_immediately` a DAG that is unpaused within 17 hours of its Monday starts that Monday's run at once.
@@ -97,7 +99,7 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     params=PARAMS,
-    default_args={"on_failure_callback": Failure()},
+    default_args={**OWNER, "on_failure_callback": Failure()},
     tags=["toxicity"],
 ) as dag:
     with TaskGroup("data", prefix_group_id=False, tooltip="Fetch, check, clean and split the messages"):

@@ -7,8 +7,9 @@ import functools
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -22,18 +23,41 @@ from pydantic import (
     model_validator,
 )
 
-from tasks.errors import UsageError
+from tasks import address, overrides
+from tasks.errors import UsageError, without_credentials
 from tasks.labels import LABELS, LANGUAGES, TYPES
 
 SHIPPED = Path(__file__).parents[1] / "configs"
 NAMED = 5  # changed limits that a message names; gate.json has all
+SMALLEST_SPLIT = 30  # messages; thresholds and intervals from fewer mean nothing
 
 Share = Field(gt=0, lt=1)
 Score = Field(ge=0, le=1)
 
 
+def at_home(place: str | None) -> str | None:
+    """`~/x` as a shell takes it. Where the value is no such path, it stays as it is."""
+    return os.path.expanduser(place) if place and place.startswith("~") else place
+
+
+def not_empty(text):
+    if isinstance(text, str) and not text.strip():
+        raise ValueError("it is empty")
+    return text
+
+
+Text = Annotated[str, AfterValidator(not_empty)]
+Folder = Annotated[str, AfterValidator(not_empty), AfterValidator(at_home)]
+
+
+def joined(problems: list[str]) -> None:
+    """Raises one ValueError with a line for each thing that is wrong in a section, if anything is."""
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class Disk(Section):
@@ -41,10 +65,16 @@ class Disk(Section):
     keep_runs: int = Field(ge=1)
 
 
+def name_in_the_registry(name: str) -> str:
+    if "/" in name or ":" in name or name in (".", ".."):
+        raise ValueError("MLflow takes no name of a registered model with '/' or ':' in it")
+    return name
+
+
 class MLflow(Section):
-    tracking_uri: str
-    experiment: str
-    registered_model: str
+    tracking_uri: Text
+    experiment: Annotated[Text, Field(max_length=500)]
+    registered_model: Annotated[Text, Field(max_length=250), AfterValidator(name_in_the_registry)]
     attempts: int = Field(ge=1, le=10)
     backoff_s: int = Field(ge=0)
     timeout_s: int = Field(ge=1)
@@ -52,7 +82,7 @@ class MLflow(Section):
 
 class Promotion(Section):
     mode: Literal["auto", "review", "never"]
-    review_hours: float = Field(gt=0)
+    review_hours: float = Field(gt=0, le=87600)
 
 
 class Release(Section):
@@ -67,9 +97,24 @@ class Architecture(Section):
     num_attention_heads: int = Field(ge=1)
     num_key_value_heads: int = Field(ge=1)
 
+    @model_validator(mode="after")
+    def has_whole_heads(self):
+        width, heads, shared = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
+        problems = []
+        if width % (2 * heads):
+            problems.append(
+                f"model.architecture.hidden_size {width} must be a multiple of twice num_attention_heads ({heads})"
+            )
+        if heads % shared:
+            problems.append(
+                f"model.architecture.num_attention_heads {heads} must be a multiple of num_key_value_heads ({shared})"
+            )
+        joined(problems)
+        return self
+
 
 class Model(Section):
-    name: str = Field(min_length=1)
+    name: Text
     max_length: int = Field(ge=8, le=32768)
     load_in_4bit: bool
     compute_dtype: Literal["bfloat16", "float32"]
@@ -92,7 +137,7 @@ class Unpack(Section):
 
 
 class Versions(Section):
-    remote: str = Field(min_length=1)
+    remote: Folder
 
 
 class Source(Section):
@@ -140,7 +185,7 @@ class Sample(Section):
 
 
 class Data(Section):
-    folder: str | None = None
+    folder: Folder | None = None
     sources: list[Source] = Field(min_length=1)
     max_samples: int = Field(ge=1)
     min_language_share: float = Field(ge=0, le=1 / len(LANGUAGES))
@@ -150,6 +195,42 @@ class Data(Section):
     near_duplicate: float | None = Field(gt=0, le=1)
     split: Split
     sample: Sample | None
+
+    @model_validator(mode="after")
+    def fits_together(self):
+        joined([*self._wrong_sources(), *(self._too_few_messages() or self._too_small_splits())])
+        return self
+
+    def _wrong_sources(self) -> Iterator[str]:
+        names = [source.file for source in self.sources]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield f"data.sources has {name} {names.count(name)} times: each file needs a name of its own in data/raw"
+        if self.folder and not any(source.kind == "folder" for source in self.sources):
+            yield f"data.folder={self.folder} is read by no source: choose data=folder beside it"
+        if self.sample is None and any(source.kind == "sample" for source in self.sources):
+            yield "data.sources has kind=sample, but data.sample is null: see configs/data/sample.yaml"
+
+    def _too_few_messages(self) -> list[str]:
+        found = []
+        if self.max_samples <= self.min_rows:
+            found.append(
+                f"data.max_samples must exceed data.min_rows ({self.min_rows}), it is {self.max_samples}: raise it, or "
+                "lower data.min_rows"
+            )
+        if self.sample and all(source.kind == "sample" for source in self.sources):
+            rows = self.sample.english_rows + self.sample.russian_rows
+            if rows <= self.min_rows:
+                found.append(f"data.sample makes {rows} messages, which must exceed data.min_rows ({self.min_rows})")
+        return found
+
+    def _too_small_splits(self) -> Iterator[str]:
+        shares = {"train": self.split.train, "val": self.split.val, "test": 1 - self.split.train - self.split.val}
+        for name, share in shares.items():
+            if (number := share * self.max_samples) < SMALLEST_SPLIT:
+                yield (
+                    f"data.split leaves {number:.0f} of data.max_samples ({self.max_samples}) to {name}, fewer than "
+                    f"{SMALLEST_SPLIT}: make its share larger"
+                )
 
 
 def rising(band):
@@ -176,12 +257,17 @@ class Validation(Section):
     drift: Drift
 
 
+def split_at_commas(value):
+    """A list may come as one word, of an environment variable say: "a:8001,b:8001"."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
 class Lora(Section):
     r: int = Field(ge=1)
     alpha: int = Field(ge=1)
     dropout: float = Field(ge=0, lt=1)
     target_modules: str | list[str]
-    modules_to_save: list[str]
+    modules_to_save: Annotated[list[str], BeforeValidator(split_at_commas)]
 
 
 class Training(Section):
@@ -287,12 +373,7 @@ def not_float16(dtype):
     return dtype
 
 
-def split_at_commas(value):
-    """A list may come as one word of an environment variable: "a:8001,b:8001"."""
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-
-
-Address = Annotated[str, Field(pattern=r"^[^/\s,]+:\d+$")]  # host:port
+Address = Annotated[str, AfterValidator(address.grpc)]  # host:port
 
 
 class Serving(Section):
@@ -302,13 +383,13 @@ class Serving(Section):
     dtype: Annotated[Literal["bfloat16", "float32"], BeforeValidator(not_float16)]
     opset: int = Field(ge=18)
     urls: Annotated[list[Address], BeforeValidator(split_at_commas), Field(min_length=1)]
-    listen: str
+    listen: Text
     http_port: int = Field(ge=1, le=65535)
     grpc_port: int = Field(ge=1, le=65535)
     metrics_port: int = Field(ge=1, le=65535)
-    triton_env: str | None
+    triton_env: Folder | None
     max_batch_size: int = Field(ge=1)
-    buckets: list[int] = Field(min_length=1)
+    buckets: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
     max_queue_delay_us: int = Field(ge=0)
     instances: int = Field(ge=1)
     tokenizer_instances: int = Field(ge=1)
@@ -326,6 +407,18 @@ class Serving(Section):
             raise ValueError("ONNX Runtime has no bfloat16 kernels on a CPU: float32 it is with serving.engine=onnx")
         return dtype
 
+    @model_validator(mode="after")
+    def fits_together(self):
+        ports = {name: getattr(self, name) for name in ("http_port", "grpc_port", "metrics_port")}
+        problems = []
+        if len(set(ports.values())) < len(ports):
+            named = ", ".join(f"{name} {port}" for name, port in ports.items())
+            problems.append(f"serving needs three ports that differ, they are {named}")
+        if self.buckets != sorted(set(self.buckets)):
+            problems.append(f"serving.buckets must rise from one to the next: {sorted(set(self.buckets))}?")
+        joined(problems)
+        return self
+
     @property
     def url(self) -> str:
         """The server that whoever wants an answer asks; only what changes service goes to all of them."""
@@ -333,8 +426,8 @@ class Serving(Section):
 
 
 class Config(Section):
-    workspace: Path
-    seed: int
+    workspace: Annotated[Path, BeforeValidator(not_empty)]
+    seed: int = Field(ge=0, le=2**32 - 1)  # as NumPy takes it
     force: bool
     disk: Disk
     mlflow: MLflow
@@ -352,88 +445,268 @@ class Config(Section):
     profile: str | None = None  # the one that was chosen; `load` finds it
 
 
-def load(overrides=(), config_path="configs", config_name="config") -> Config:
+def load(overrides=(), config_path="configs", config_name="config", retraining=False) -> Config:
     """Composes and checks the configuration.
 
     Args:
-        overrides: Hydra overrides, `"training.num_train_epochs=5"`.
+        overrides: as people type them, `"training.num_train_epochs=5"`; see tasks/overrides.py.
         config_path: folder with the YAML files.
         config_name: the root file's name, without `.yaml`.
+        retraining: a whole retraining begins with it, so that what only a later step needs is looked at too: folders
+            of sources and model, the longest bucket.
 
     Raises:
-        UsageError: in one line, for an unknown key, a wrong type, a value out of range, a missing file or group, and
-            for limits of the gate that are not the shipped ones without `gate.override_reason`.
+        UsageError: in one line, with all that is wrong: unknown keys, groups that are not there, wrong types, values
+            out of range or that contradict each other, limits of the gate that are not the shipped ones without
+            `gate.override_reason`; or for a missing file.
     """
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    folder = Path(config_path).absolute()
-    if not (folder / f"{config_name}.yaml").is_file():
-        raise UsageError(f"{folder / config_name}.yaml does not exist: see --config-path and --config-name")
-    overrides = [_as_written(str(o)) for o in overrides]
-    try:
-        values, chosen = _compose(folder, config_name, overrides)
-        config = Config.model_validate({**values, "profile": chosen.get("profile")})
-        config.gate.group = chosen.get("gate", "")
-        config.gate.overrides = _differences(_shipped_gate(folder, config_name, overrides, chosen), config.gate)
-    except ValidationError as error:
-        raise UsageError(f"configuration: {_first_problem(error)}") from None
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(f"configuration: {' '.join(str(error).split())}") from None
-    if config.gate.overrides and not config.gate.override_reason.strip():
-        raise UsageError(
-            f"{in_words(config.gate.overrides)}: limits other than the shipped ones need a reason, which is kept with "
-            'the version; add gate.override_reason="…", or leave them as they are'
-        )
-    config.workspace = Path(os.path.expanduser(config.workspace)).absolute()
+    folder = configuration_folder(config_path, config_name)
+    written, refused = _looked_through(overrides, folder)
+    problems = list(refused.values())
+    composed = _composed(folder, config_name, written, problems)
+    config = _checked(composed, folder, config_name, written, problems)
+    if config is not None:
+        unknown_limits = [override for override in refused if re.match(r"[+~]*gate\.", override)]
+        _compare_gate(config, folder, config_name, written, composed.chosen, unknown_limits, problems)
+        problems += _missing_places(config) if retraining else []
+        config.workspace = Path(os.path.expanduser(config.workspace)).absolute()
+        if config.workspace.exists() and not config.workspace.is_dir():
+            problems.append(f"workspace={config.workspace} is a file: it is the folder that holds all state")
+    refuse(problems)
     return config
 
 
-def _as_written(override: str) -> str:
-    """The override of the gate's reason, quoted: in a person's words a comma is no list, a dollar no variable."""
-    key, _, words = override.partition("=")
-    if key != "gate.override_reason" or words[:1] in ("", "'", '"'):
-        return override
-    # Hydra reads a backslash as an escape only before a quote, OmegaConf only before an interpolation.
-    escaped = re.sub(r"(\\*)('|\$\{|\Z)", lambda m: m[1] * 2 + ("\\" if m[2] else "") + m[2], words)
-    return f"{key}='{escaped}'"
+def configuration_folder(config_path, config_name: str) -> Path:
+    folder = Path(os.path.expanduser(config_path)).absolute()
+    if not (folder / f"{config_name}.yaml").is_file():
+        raise UsageError(f"{folder / config_name}.yaml does not exist: see --config-path and --config-name")
+    return folder
 
 
-def _compose(folder: Path, name: str, overrides: list[str]) -> tuple[dict, dict[str, str]]:
-    """The values that Hydra composes, and which file it chose from each group."""
+def workspace_of(typed=(), config_path="configs", config_name="config") -> Path:
+    """Where the workspace is: what must be known to find the run, whose own overrides belong to all others.
+
+    Raises:
+        UsageError: as `load`, with all that is wrong with the overrides.
+    """
+    alone = [o for o in typed if overrides.parsed(o).key == "workspace" or "." not in overrides.parsed(o).key]
+    try:
+        return load(alone, config_path, config_name).workspace
+    except UsageError:
+        return load(typed, config_path, config_name).workspace
+
+
+def as_hydra(typed) -> list[str]:
+    """Overrides as people type them in Hydra's grammar, which `load` takes as well."""
+    return [overrides.as_written(str(o), Config) for o in typed]
+
+
+def as_hydra_once(kept) -> list[str]:
+    """Overrides that a run has kept, in Hydra's grammar; see overrides.as_kept."""
+    return [overrides.as_kept(str(o), Config) for o in kept]
+
+
+def refuse(problems: list[str]) -> None:
+    """Raises UsageError with all of them in one line, if there are any."""
+    found = [" ".join(problem.split()) for problem in dict.fromkeys(problems)]
+    if len(found) == 1:
+        raise UsageError(without_credentials(f"configuration: {found[0]}"))
+    if found:
+        numbered = " ".join(f"({number}) {problem};" for number, problem in enumerate(found, 1))
+        raise UsageError(without_credentials(f"configuration: {len(found)} problems: {numbered.rstrip(';')}"))
+
+
+class Composed(NamedTuple):
+    """What Hydra makes of files and overrides, and the file that it chose from each group."""
+
+    values: dict
+    chosen: dict[str, str]
+    missing: list[str]  # keys that want a value and have none: `???`
+
+
+def _looked_through(typed, folder: Path) -> tuple[list[str], dict[str, str]]:
+    """The overrides that can be composed, in Hydra's grammar; and of each of the others what is wrong with it."""
+    groups, written, refused = _groups(folder), [], {}
+    for override in as_hydra(typed):
+        problem = overrides.problem(override, Config, groups)
+        if problem:
+            refused[override] = problem
+        else:
+            written.append(override)
+    return written, refused
+
+
+def _groups(folder: Path) -> dict[str, list[str]]:
+    """The files of each group, by its name: {"data": ["folder", "sample", "toxic_data"], …}."""
+    return {
+        group.name: sorted(file.relative_to(group).with_suffix("").as_posix() for file in group.rglob("*.yaml"))
+        for group in folder.iterdir()
+        if group.is_dir()
+    }
+
+
+def _composed(folder: Path, config_name: str, written: list[str], problems: list[str]) -> Composed | None:
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        composed = _compose(folder, config_name, written)
+    except (HydraException, OmegaConfBaseException) as error:
+        problems.append(str(error))
+        return None
+    problems += [f"{key} is missing: give it, {key}=…" for key in composed.missing]
+    return composed
+
+
+def _compose(folder: Path, name: str, written: list[str]) -> Composed:
+    """Raises HydraException, OmegaConfBaseException."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf, open_dict
 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(folder), version_base="1.3"):
-        composed = compose(name, overrides=overrides, return_hydra_config=True)
-    choices = dict(composed.hydra.runtime.choices)
+        composed = compose(name, overrides=[_settable(o) for o in written], return_hydra_config=True)
+    chosen = dict(composed.hydra.runtime.choices)
     with open_dict(composed):
         del composed["hydra"]
-    return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True), choices
+    missing = [key for key, value in flat(OmegaConf.to_container(composed, resolve=False)).items() if value == "???"]
+    for key in missing:  # so that the rest can be looked at
+        OmegaConf.update(composed, key, "missing")
+    return Composed(OmegaConf.to_container(composed, resolve=True), chosen, missing)
 
 
-def _shipped_gate(folder: Path, config_name: str, overrides: list[str], chosen: dict[str, str]) -> Gate:
+def _settable(override: str) -> str:
+    """An override of a key of the schema is taken also where no file has the key: the schema may know a default."""
+    how, key, value = overrides.parsed(override)
+    return f"++{override}" if how == "" and "." in key and overrides.kinds_at(Config, key) else override
+
+
+def _checked(composed: Composed | None, folder: Path, config_name: str, written, problems: list[str]) -> Config | None:
+    """The checked configuration, or None; what is wrong with it is added to the problems.
+
+    What is wrong is put back to what the chosen files say, and the rest checked again: contradictions between values
+    are found only where each of them is valid by itself.
+    """
+    if composed is None:
+        return None
+    values, shipped = composed.values, None
+    while True:
+        try:
+            return Config.model_validate({**values, "profile": composed.chosen.get("profile")})
+        except ValidationError as error:
+            problems += _in_words(error)
+            if shipped is None:
+                choices = [o for o in written if overrides.parsed(o).key in _groups(folder)]
+                shipped = _composed(folder, config_name, choices, [])
+            if shipped is None or not any([_put_back(values, shipped.values, e["loc"]) for e in error.errors()]):
+                return None
+
+
+def _put_back(values, shipped, place: tuple) -> bool:
+    """Whether the value at a place, or the section around it, was another than the shipped one, which it is now."""
+    key, *rest = place or [None]
+    if not isinstance(values, dict | list) or key is None:
+        return False
+    try:
+        other, mine = shipped[key], values[key]
+    except (KeyError, IndexError, TypeError):
+        if isinstance(values, dict) and isinstance(shipped, dict):
+            if key in values:
+                del values[key]
+                return True
+            if key in shipped:
+                values[key] = shipped[key]
+                return True
+        return False
+    if rest and type(mine) is type(other) and isinstance(mine, dict | list) and _put_back(mine, other, tuple(rest)):
+        return True
+    if mine == other:
+        return False
+    values[key] = other
+    return True
+
+
+def _in_words(error: ValidationError) -> list[str]:
+    """A sentence for each problem, with the key, its value, what is wanted, and what was perhaps meant."""
+    found: dict[str, list[str]] = {}
+    for one in error.errors(include_url=False):
+        parts = [str(part) for part in one["loc"]]
+        if parts and parts[-1] == "[key]":  # the name itself is wrong
+            parts.pop()
+        elif one["type"] != "extra_forbidden":  # of a union, pydantic adds the kind that it has tried
+            while parts and not overrides.kinds_at(Config, ".".join(parts)):
+                parts.pop()
+        key, said = ".".join(parts), one["msg"].removeprefix("Value error, ")
+        section = isinstance(one["input"], dict) and one["type"] == "value_error"
+        if one["type"] == "extra_forbidden":
+            found.setdefault(f"{key} is no key{overrides.perhaps_key(key, overrides.keys(Config))}", [])
+        elif one["type"] == "missing":
+            found.setdefault(f"{key}: {said}", [])
+        elif section:  # its contradictions, one a line; those that name no key are of one source
+            for line in said.splitlines():
+                found.setdefault(line if re.match(r"(data|model|serving)\b", line) else f"{key}: {line}", [])
+        else:
+            if one["type"] == "literal_error":
+                said += overrides.perhaps(str(one["input"]), re.findall(r"'([^']*)'", said))
+            found.setdefault(f"{key}={_short(one['input'])}", []).append(said)
+    return [": ".join([what, *([" or ".join(said)] if said else [])]) for what, said in found.items()]
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _missing_places(config: Config) -> list[str]:
+    """What a retraining would miss hours later, and can be seen now."""
+    found = []
+    for place in dict.fromkeys(source.name for source in config.data.sources if source.kind == "folder"):
+        if not Path(place).expanduser().exists():
+            found.append(f"data.folder={place} does not exist here: it is looked for where the steps run")
+    base = Path(config.model.name).expanduser()
+    if config.model.architecture is None and config.model.name.startswith((".", "/", "~")):
+        if not (base / "config.json").is_file():
+            found.append(f"model.name={config.model.name}: no such folder with a config.json")
+    if config.model.max_length > config.serving.buckets[-1]:
+        found.append(
+            f"model.max_length is {config.model.max_length} tokens, but serving.buckets ends at "
+            f"{config.serving.buckets[-1]}: add {config.model.max_length} to them, or lower it"
+        )
+    return found
+
+
+def _compare_gate(config, folder, config_name, written, chosen, unknown: list[str], problems: list[str]) -> None:
+    """Says in the configuration which limits differ from the shipped ones; without a reason that is a problem."""
+    config.gate.group = chosen.get("gate", "")
+    config.gate.overrides = _differences(_shipped_gate(folder, config_name, written, chosen), config.gate)
+    changed = [in_words(config.gate.overrides), *unknown] if config.gate.overrides else unknown
+    if changed and not config.gate.override_reason.strip():
+        problems.append(
+            f"{'; '.join(changed)}: limits other than the shipped ones need a reason, which is kept with "
+            'the version; add gate.override_reason="…", or leave them as they are'
+        )
+
+
+def _shipped_gate(folder: Path, config_name: str, written: list[str], chosen: dict[str, str]) -> Gate:
     """The limits that this project ships for the chosen profile: whatever overrides, or a configuration kept elsewhere,
     say about the gate."""
-    others = [override for override in overrides if not re.match(r"[+~]*gate\b", override)]
-    if others != overrides:
-        _, chosen = _compose(folder, config_name, others)
+    others = [override for override in written if not re.match(r"[+~]*gate\b", override)]
+    if others != written:
+        chosen = _compose(folder, config_name, others).chosen
     group = chosen.get("gate", "default")
     return _shipped(group if (SHIPPED / "gate" / f"{group}.yaml").exists() else "default")
 
 
 @functools.cache
 def _shipped(group: str) -> Gate:
-    values, _ = _compose(SHIPPED, f"gate/{group}", [])
-    return Gate.model_validate(values["gate"])
+    return Gate.model_validate(_compose(SHIPPED, f"gate/{group}", []).values["gate"])
 
 
-def in_words(overrides: list[dict]) -> str:
+def in_words(changed: list[dict]) -> str:
     """The first few of the gate's changed limits: "gate.toxic.min is 0.5, not 0.85"."""
-    shown = [f"{o['key']} is {json.dumps(o['to'])}, not {json.dumps(o['from'])}" for o in overrides[:NAMED]]
-    more = [f"and {len(overrides) - NAMED} more"] if len(overrides) > NAMED else []
+    shown = [f"{o['key']} is {json.dumps(o['to'])}, not {json.dumps(o['from'])}" for o in changed[:NAMED]]
+    more = [f"and {len(changed) - NAMED} more"] if len(changed) > NAMED else []
     return "; ".join(shown + more)
 
 
@@ -454,9 +727,3 @@ def flat(values: dict, prefix: str = "") -> dict:
     for key, value in values.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
-
-
-def _first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}={first['input']!r}: {first['msg']}"

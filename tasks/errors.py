@@ -1,4 +1,4 @@
-"""The three ways in which a step ends without having done its work; `commands.py` turns them into exit codes."""
+"""The ways in which a step ends without having done its work; `commands.py` turns them into exit codes."""
 
 import re
 
@@ -9,6 +9,11 @@ class UsageError(Exception):
 
 class StepFailed(Exception):
     """The step could not do its work. The message says what, against which limit, and the way out (exit 1)."""
+
+
+class Unsuitable(StepFailed):
+    """A StepFailed that another try would end in again: what the step was given does not do (exit 2: Airflow does not
+    try again)."""
 
 
 class Skip(Exception):

@@ -51,19 +51,27 @@ def execute(step, function, overrides=(), *, config_path="configs", config_name=
 
 def open_run(step, overrides, config_path="configs", config_name="config"):
     """The run a step belongs to, its checked configuration and the overrides that made it."""
-    overrides = overrides_from_environment() + overrides
-    first = configuration.load(overrides, config_path, config_name)
+    overrides = configuration.as_hydra(overrides_from_environment() + overrides)
+    workspace = configuration.workspace_of(overrides, config_path, config_name)
     if in_dag():
         run_id = os.environ["TOXIC_RUN_ID"]
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", run_id):
             raise UsageError(f"TOXIC_RUN_ID={run_id!r} is not a slug: letters, digits, '.', '_' and '-', 200 at most")
-        run = runs.find(first.workspace, run_id)
+        run = runs.find(workspace, run_id)
     else:
-        run = None if step == "download" else runs.newest(first.workspace)
-        run = run or runs.find(first.workspace, runs.new_id())
-    known = runs.overrides(run)
-    all_overrides = known + [o for o in overrides if o not in known]
-    return run, configuration.load(all_overrides, config_path, config_name), all_overrides
+        run = None if step == "download" else runs.newest(workspace)
+        run = run or runs.find(workspace, runs.new_id())
+    known = [o for o in configuration.as_hydra_once(runs.overrides(run)) if o not in overrides]
+    all_overrides = known + overrides
+    try:
+        config = configuration.load(all_overrides, config_path, config_name, retraining=step == "download")
+    except UsageError as error:
+        if not known:
+            raise
+        raise UsageError(
+            f"{error}; run {run.id} has kept {' '.join(known)}: override it, or open another run"
+        ) from None
+    return run, config, all_overrides
 
 
 def without_a_run(overrides, config_path="configs", config_name="config"):

@@ -9,7 +9,7 @@ from tasks.config import Config, Data
 from tasks.data import card, duplicates, messages, schemas, split_key, versions
 from tasks.data.sampling import sampled, split
 from tasks.data.splits import SPLITS
-from tasks.errors import StepFailed
+from tasks.errors import Unsuitable
 from tasks.labels import LABELS
 from tasks.run import Run
 
@@ -27,7 +27,8 @@ def run(config: Config, run: Run) -> dict:
     "card": path of the page}. The card itself is `card.read`'s.
 
     Raises:
-        StepFailed: fewer than `data.min_rows` messages are left, or a raw file is not what its schema says.
+        Unsuitable: fewer than `data.min_rows` messages are left.
+        StepFailed: a raw file is not what its schema says.
     """
     rows, empty = read(config)
     raw_rows = rows.height + empty.height
@@ -42,9 +43,9 @@ def run(config: Config, run: Run) -> dict:
     left = sum(frame.height for frame in splits.values())
     log.info("%d raw rows, %d messages kept; dropped: %s", raw_rows, left, dropped)
     if left < config.data.min_rows:
-        raise StepFailed(
+        raise Unsuitable(
             f"{left} messages are left of {raw_rows} raw rows (dropped: {dropped}), data.min_rows "
-            f"asks for {config.data.min_rows}: bring more data, or lower it"
+            f"asks for {config.data.min_rows}: bring more data, or lower data.min_rows"
         )
     found = {
         **{name: splits[name].height for name in SPLITS},

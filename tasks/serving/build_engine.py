@@ -12,7 +12,7 @@ import numpy as np
 
 from tasks import files
 from tasks.config import Config
-from tasks.errors import StepFailed, UsageError
+from tasks.errors import StepFailed, Unsuitable, UsageError
 from tasks.promotion import registry
 from tasks.run import Run
 from tasks.serving import export_onnx
@@ -119,7 +119,7 @@ def place_onnx(config: Config, onnx: Path, target: Path) -> None:
     except Exception as error:
         raise StepFailed(f"ONNX Runtime cannot run {onnx}: {error}: run export_onnx again") from None
     if not np.isfinite(logits).all():
-        raise StepFailed(f"{onnx} answers with logits that are not finite: run export_onnx again, with another dtype")
+        raise Unsuitable(f"{onnx} answers with logits that are not finite: run export_onnx again, with another dtype")
 
 
 def build_plan(config: Config, onnx: Path, target: Path) -> dict:
@@ -237,14 +237,14 @@ def capability_to_build_for(config: Config, trt, gpu: Gpu | None) -> str:
     is_here = f"{gpu.name} ({here})" if gpu else "no NVIDIA GPU"
     if config.serving.tensorrt_package == "tensorrt":
         if wanted != here:
-            raise StepFailed(
+            raise Unsuitable(
                 f"serving.compute_capability={wanted}, but here is {is_here}, and TensorRT builds for no GPU but the "
                 "one it runs on: leave it CURRENT, and build where the engine will serve"
             )
         return wanted
     known = [name for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
     if wanted not in known:
-        raise StepFailed(
+        raise Unsuitable(
             f"{name_of(config, trt)} does not build for {wanted}, only for {', '.join(known)} (here is {is_here}): "
             "name one with serving.compute_capability, or serving.tensorrt_package=tensorrt"
         )

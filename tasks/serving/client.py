@@ -8,6 +8,7 @@ Of this project's dependencies it needs tritonclient[grpc] and tenacity alone.
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypedDict
@@ -16,6 +17,8 @@ import numpy as np
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
+
+from tasks import address
 
 MODEL = "toxic_text"
 REQUEST_BYTES = 2**22  # messages of a megabyte go out a few at a time, so that others' requests get in between
@@ -84,7 +87,11 @@ class ToxicClient:
                 pauses between them: 8 take about 11 s. What was refused or took too long is not tried again.
             batch_size: messages a request, at most the server's max_batch_size().
             threads: requests under way at a time.
+
+        Raises:
+            ValueError: `url` is no such address.
         """
+        self.url = address.grpc(url)
         self.timeout_s, self.attempts, self.batch_size, self.model = timeout_s, attempts, batch_size, model
         self._connection = InferenceServerClient(url, channel_args=list(CHANNEL.items()))
         self._pool = ThreadPoolExecutor(threads)
@@ -123,7 +130,29 @@ class ToxicClient:
             wait=wait_exponential_jitter(initial=0.1, max=5, jitter=0.1),
             reraise=True,
         )
-        return retrying(request, self._connection, *arguments, self.timeout_s, self.model)
+        return retrying(self._once, request, *arguments)
+
+    def _once(self, request, *arguments):
+        try:
+            return request(self._connection, *arguments, self.timeout_s, self.model)
+        except ServerUnavailable as error:
+            if "failed to connect" in error.message() and speaks_http(self.url):  # no later try finds anything else
+                raise Refused(f"{self.url} {HTTP_THERE}", error.status()) from None
+            raise
+
+
+HTTP_THERE = "is an HTTP port: this client speaks gRPC, at Triton's port 8001 unless it was given another"
+
+
+def speaks_http(url: str) -> bool:
+    """Whether an HTTP server answers at an address that was taken for a gRPC server's: Triton's own at 8000, say."""
+    host, _, port = url.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=2) as probe:
+            probe.sendall(b"GET /v2 HTTP/1.1\r\nHost: triton\r\nConnection: close\r\n\r\n")
+            return probe.recv(5) == b"HTTP/"
+    except OSError:
+        return False
 
 
 def classify(texts: list[str], url: str, batch_size: int = 32, threads: int = 1, timeout_s: float = 60) -> list[Answer]:

@@ -13,7 +13,7 @@ import numpy as np
 from tasks import files
 from tasks import run as runs
 from tasks.config import Config
-from tasks.errors import StepFailed, UsageError
+from tasks.errors import StepFailed, Unsuitable, UsageError
 from tasks.labels import LABELS
 from tasks.run import Run
 
@@ -348,7 +348,7 @@ def require_parity(config: Config, parity: dict) -> None:
                 "float32": "check that merged/tokenizer.json is the tokenizer of the training",
                 "bfloat16": "in float32 they agree, so it is the rounding: try serving.dtype=float32",
             }
-            raise StepFailed(
+            raise Unsuitable(
                 f"the exported model decides like torch in {dtype} on {found['equal']:.4%} of the (message, label) "
                 f"pairs, gate.parity.min_equal is {limit:.2%}; the logits differ by up to "
                 f"{found['max_difference']:.3g}: {way_out[dtype]}"

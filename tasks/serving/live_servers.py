@@ -30,6 +30,8 @@ def require_answer(url: str, server) -> None:
     try:
         name = server.get_server_metadata(client_timeout=10).name
     except InferenceServerException as error:
+        if client.speaks_http(url):
+            raise StepFailed(f"{url} {client.HTTP_THERE}; correct serving.urls or TRITON_URL") from None
         raise StepFailed(
             f"the live Triton at {url} does not answer ({error.message()}): `make demo` or ./start_triton_server.sh "
             "starts it; serving.urls or TRITON_URL names others, or leaves it out"

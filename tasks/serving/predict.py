@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks import files, step, text_files
+from tasks import address, files, step, text_files
 from tasks.errors import StepFailed, UsageError
 from tasks.labels import answer
 from tasks.text import clean_start
@@ -23,14 +23,16 @@ def run(overrides, text, input_file, output_file, checkpoint_folder, url, config
     With `output_file` the list is written there, and its path and length are returned.
 
     Raises:
-        UsageError: neither or both of `text` and `input_file`, both of `checkpoint_folder` and `url`, or a missing file
-            or checkpoint.
+        UsageError: neither or both of `text` and `input_file`, both of `checkpoint_folder` and `url`, a `url` that is
+            no address, or a missing file or checkpoint.
         StepFailed: the server gives no answer.
     """
     if (text is None) == (input_file is None):
         raise UsageError('name what to classify: --text="…" or --input-file=FILE, one of the two')
     if url is not None and checkpoint_folder is not None:
         raise UsageError("name who answers: --url=HOST:PORT or --checkpoint=FOLDER, one of the two")
+    if url is not None:
+        require_address(url)
     _, config, _ = step.open_run("predict", list(overrides), config_path, config_name)
     texts = [text] if text is not None else read_lines(Path(input_file))
     if url is not None:
@@ -60,6 +62,13 @@ def read_lines(file: Path) -> list[str]:
         raise UsageError(f"--input-file={file} can't be read: {error}") from None
     # str.splitlines would cut a message at U+2028 too
     return [line.rstrip("\n") for line in io.StringIO(re.sub(r"\x1a\s*\Z", "", text), newline=None)]
+
+
+def require_address(url: str) -> None:
+    try:
+        address.grpc(url)
+    except ValueError as error:
+        raise UsageError(f"--url={url}: {error}") from None
 
 
 def answers_from(url: str, texts: list[str]) -> list[dict]:

@@ -14,7 +14,7 @@ import yaml
 from tasks import files, metrics
 from tasks.config import Config
 from tasks.data import splits
-from tasks.errors import StepFailed
+from tasks.errors import StepFailed, Unsuitable
 from tasks.labels import LABELS
 from tasks.promotion import gate, registry
 from tasks.run import Run
@@ -233,13 +233,13 @@ def judge(config: Config, figures: dict, versions: set[int]) -> None:
         raise StepFailed(f"the staging server answered as version {versions}, not {figures['version']}: build it again")
     for name, limit in (("toxic", config.gate.toxic), ("types", config.gate.types)):
         if limit.binds and figures[f"f1_{name}"] < limit.min:
-            raise StepFailed(
+            raise Unsuitable(
                 f"served F1 {name} {figures[f'f1_{name}']:.4f} is below {limit.min}: compare with the evaluate step's "
                 "figure; what lies between them is export, engine and tokenizer"
             )
     parity = figures["parity"]
     if parity["equal"] < config.gate.parity.min_equal:
-        raise StepFailed(
+        raise Unsuitable(
             f"{parity['different']} served decisions differ from torch's, {parity['equal']:.4%} are equal; "
             f"gate.parity.min_equal is {config.gate.parity.min_equal:.2%}: check serving.dtype and the tokenizer"
         )

@@ -9,7 +9,7 @@ import numpy as np
 
 from tasks import files
 from tasks.config import Config, Model
-from tasks.errors import StepFailed, UsageError
+from tasks.errors import Unsuitable, UsageError
 from tasks.labels import LABELS
 from tasks.run import Run
 
@@ -128,7 +128,7 @@ def add_merged(folder: Path, workspace: Path) -> None:
     base = base_model.resolve(config, training["seed"], workspace)
     found = base_model.content_hash(base)
     if found != training["base_sha256"]:
-        raise StepFailed(
+        raise Unsuitable(
             f"this adapter was trained on a base with hash {training['base_sha256'][:12]}, but {base} has "
             f"{found[:12]}: bring that base back, or retrain"
         )

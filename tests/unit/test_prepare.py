@@ -44,9 +44,9 @@ def many():
     return pl.concat([english, russian])
 
 
-def data(**values):
+def data(max_samples=40_000, **values):
     config = configuration.load(["profile=demo", *(f"data.{key}={value}" for key, value in values.items())])
-    return config.data
+    return config.data.model_copy(update={"max_samples": max_samples})  # fewer than data.min_rows, too
 
 
 def kept(frame, **values):

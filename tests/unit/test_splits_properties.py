@@ -78,7 +78,8 @@ def data(**values):
     return configuration.load(["profile=demo", *(f"data.{key}={value}" for key, value in values.items())]).data
 
 
-DEFAULT, TIGHT = data(), data(max_samples=10)
+DEFAULT = data()
+TIGHT = DEFAULT.model_copy(update={"max_samples": 10})  # the configuration itself asks for data.min_rows
 
 
 def places(rows, chosen=DEFAULT) -> dict[int, str]:
