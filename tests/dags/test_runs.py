@@ -253,7 +253,7 @@ def test_a_release_by_alias_means_one_version_from_beginning_to_end(released, re
     assert registry.aliases() == {alias: version}
 
 
-@pytest.mark.parametrize("version", ["9", "nobody", "approved"])
+@pytest.mark.parametrize("version", ["9", "nobody", "approved", None])
 def test_what_the_registry_does_not_know_ends_before_anything_starts(released, registry, version, capfd):
     registry.set_alias("previous", registry.register())
     state, states, calls = released(version=version)
@@ -263,6 +263,7 @@ def test_what_the_registry_does_not_know_ends_before_anything_starts(released, r
         "9": "toxic_classificator has no version 9",
         "nobody": "no version carries the alias nobody: the aliases are previous",
         "approved": "no version carries the alias approved",
+        None: "no version carries the alias approved: the aliases are previous; trigger again and name a version",
     }
     assert why[version] in capfd.readouterr().out
 

@@ -92,8 +92,21 @@ def test_other_limits_come_with_their_reason_or_not_at_all():
             steps.overrides_of({**params, "reason": reason})
 
 
+def test_an_unknown_limit_is_named_beside_the_reason_that_is_missing():
+    params = {"profile": "gpu", "limits": ["typs.min=0.68", "nothing.alike=1"], "max_sample": 3}
+    with pytest.raises(AirflowFailException) as error:
+        steps.overrides_of(params)
+    for part in (
+        "unknown parameter max_sample: known are",
+        "gate.typs.min is no limit of the gate; gate.types.min?",
+        "gate.nothing.alike is no limit of the gate: configs/gate has them",
+        "need a reason",
+    ):
+        assert part in str(error.value)
+
+
 def test_the_overrides_are_ones_that_the_configuration_takes():
-    params = {"profile": "demo", "force": True, "max_samples": 500, "epochs": 2, "promotion": "never"}
+    params = {"profile": "demo", "force": True, "max_samples": 5000, "epochs": 2, "promotion": "never"}
     limits = {"limits": ["types.min=.68"], "reason": "few, says Ada: it's ${HOME}"}
     typed = json.dumps(steps.overrides_of({**params, **limits, "data_folder": "/data, new"}))
     read = (
@@ -104,7 +117,7 @@ def test_the_overrides_are_ones_that_the_configuration_takes():
     python = ROOT / ".venv/tasks/bin/python"
     done = subprocess.run([python, "-c", read], input=typed, capture_output=True, text=True, check=True, cwd=ROOT)
     changed = [{"key": "gate.types.min", "from": 0.7, "to": 0.68}]
-    assert json.loads(done.stdout) == [True, 500, 2, "never", "/data, new", changed, "few, says Ada: it's ${HOME}"]
+    assert json.loads(done.stdout) == [True, 5000, 2, "never", "/data, new", changed, "few, says Ada: it's ${HOME}"]
 
 
 def test_a_misspelt_parameter_is_refused():

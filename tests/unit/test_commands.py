@@ -1,5 +1,6 @@
 """The command line as a person meets it: exit codes, one clear line, the result on stdout."""
 
+import http.server
 import json
 import os
 import socket
@@ -9,8 +10,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from tritonclient.grpc import InferenceServerClient
 
 import commands
+from tasks.errors import StepFailed, Unsuitable
+from tasks.serving import live_servers
+from tasks.serving.client import Refused, ToxicClient
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,6 +53,20 @@ def call(tmp_path, *arguments, **environment):
         (["decide", "--decision=maybe", "release.version=1"], ""),
         (["hold", "--reason=why"], "--reason and --reviewer go with --clear"),
         (["hold", "--clear=maybe"], "--clear=maybe: it takes no value"),
+        (["trian"], "trian is no step; train?"),
+        (["predict", "--text=x", "--chekpoint=y"], "predict has no --chekpoint; --checkpoint?"),
+        (["predict", "-t", "x"], "predict has no -t"),
+        (["download", "--force"], "download has no --force; force=…, without dashes?"),
+        (["predict", "--text", "--url", "x:1"], "--text needs a value"),
+        (["predict", "--text"], "--text needs a value"),
+        (["predict", "--text", "You", "are"], "'are' is neither a flag nor key=value"),
+        (["predict", "--text=x", "--input-file="], "--input-file is empty"),
+        (["download", "profile=demo", "data.max_samples=1000"], "data.max_samples must exceed data.min_rows (1000)"),
+        (["predict", "--text=x", "--url=http://127.0.0.1:8000"], "without http://; 127.0.0.1:8001"),
+        (["predict", "--text=x", "--url=127.0.0.1"], "a port is missing"),
+        (["predict", "--text=x", "--url=::1:8001"], "an IPv6 address in brackets, [::1]:8001"),
+        (["predict", "--text=x", "--url=h:99999"], "99999 is no port"),
+        (["predict", "--text=x", "--url=h:8001/v2"], "no path"),
     ],
 )
 def test_bad_input_is_exit_2_with_one_clear_line(tmp_path, empty_store, monkeypatch, capfd, arguments, words):
@@ -114,14 +133,56 @@ def test_an_unknown_step_is_exit_2(tmp_path):
     assert call(tmp_path, "fly").returncode == 2
 
 
-def test_text_that_looks_like_python_stays_text(monkeypatch, capsys):
+TEXTS = ["[1, 2]", "1,2", "None", "True", "-5", "1e3", "", "-abc", "--", "-", "--no, really", "a=b", "~", "two\nlines"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_flag_is_what_was_typed(monkeypatch, capsys, text, apart):
     seen = {}
-
-    def fake(overrides, text, *rest):
-        seen["text"] = text
-        return []
-
-    monkeypatch.setattr("tasks.serving.predict.run", fake)
-    assert commands.main(["predict", "--text", "[1, 2]"]) == 0
-    assert seen["text"] == "[1, 2]"
+    monkeypatch.setattr("tasks.serving.predict.run", lambda overrides, text, *rest: seen.update(text=text) or [])
+    assert commands.main(["predict", *(["--text", text] if apart else [f"--text={text}"])]) == 0
+    assert seen == {"text": text}
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == []
+
+
+def test_every_flag_is_text_but_those_that_count_or_switch(monkeypatch, capsys):
+    seen = []
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setattr("tasks.promotion.hold.run", lambda *given: seen.append(given) or {})
+    monkeypatch.setattr("tasks.data.restore.run", lambda *given: seen.append(given) or {})
+    monkeypatch.setattr("tasks.serving.export_onnx.export_by_hand", lambda *given: seen.append(given) or {})
+    assert commands.main(["hold", "--clear", "mlflow.experiment=[x]", "--reason", "[x]", "--reviewer=1e3"]) == 0
+    assert commands.main(["data", "--version", "3", "--replace", "--output_path=~/1,2"]) == 0
+    assert commands.main(["export_onnx", "--checkpoint=None", "--output-path", "~/a b", "--config-path=7"]) == 0
+    assert seen == [
+        (("mlflow.experiment=[x]",), True, "1e3", "[x]", "configs", "config"),
+        ((), 3, "/home/ada/1,2", True, "configs", "config"),
+        ((), "None", "/home/ada/a b", "7", "config"),
+    ]
+
+
+def test_what_another_try_would_not_change_ends_like_bad_usage(monkeypatch, capfd):
+    def too_few(*given, **more):
+        raise Unsuitable("995 messages are left")
+
+    monkeypatch.setattr("tasks.step.open_run", too_few)
+    assert commands.main(["prepare"]) == 2
+    assert capfd.readouterr().err.splitlines()[-1] == "995 messages are left"
+
+
+def test_an_http_port_is_told_at_once(tmp_path):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"127.0.0.1:{server.server_port}"
+        with ToxicClient(address, attempts=50) as client, pytest.raises(Refused, match="is an HTTP port: .* gRPC"):
+            client.classify(["x"])
+        with InferenceServerClient(address) as server_of_clients:
+            with pytest.raises(StepFailed, match="is an HTTP port.*serving.urls or TRITON_URL"):
+                live_servers.require_answer(address, server_of_clients)
+    finally:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(ValueError, match="without grpc://; h:1"):
+        ToxicClient("grpc://h:1")
