@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from pydantic import BaseModel
 
 WHOLLY_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+PROFILE = "profile"  # a group of files, though the schema has it: `load` says there which was chosen
 REASON = "gate.override_reason"  # was taken as it is typed before all other text was
 
 
@@ -46,7 +47,7 @@ def as_written(override: str, schema: type[BaseModel]) -> str:
     """
     how, key, value = parsed(override)
     kinds = kinds_at(schema, key)
-    if value is None or not holds_text(kinds) or WHOLLY_QUOTED.fullmatch(value):
+    if value is None or key == PROFILE or not holds_text(kinds) or WHOLLY_QUOTED.fullmatch(value):
         return override
     if value == "null" and NoneType in kinds:
         return override

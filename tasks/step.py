@@ -68,9 +68,7 @@ def open_run(step, overrides, config_path="configs", config_name="config"):
     except UsageError as error:
         if not known:
             raise
-        raise UsageError(
-            f"{error}; run {run.id} has kept {' '.join(known)}: override it, or open another run"
-        ) from None
+        raise UsageError(f"{error}; run {run.id} keeps {' '.join(known)}: override that, or open another run") from None
     return run, config, all_overrides
 
 
