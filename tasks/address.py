@@ -14,7 +14,7 @@ def grpc(text: str) -> str:
     scheme, separator, rest = text.rpartition("://")
     host, _, port = rest.rpartition(":")
     if separator:
-        bare = rest.split("/")[0]
+        bare = rest.rpartition("@")[2].split("/")[0]  # a password in it is not repeated
         if not re.search(r":[0-9]+$", bare):
             bare = f"{bare}:8001"
         if bare.endswith(":8000"):
