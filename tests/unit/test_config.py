@@ -113,8 +113,8 @@ def test_a_source_that_does_not_fit_together_is_named(source, words):
 
 
 def sources_for_people_to_copy():
-    """The README's example, and what the YAML files have as comments."""
-    yield yaml.safe_load((ROOT / "README.md").read_text().split("```yaml\n")[1].split("```")[0])
+    """The example in docs/data.md, and what the YAML files have as comments."""
+    yield yaml.safe_load((ROOT / "docs" / "data.md").read_text().split("```yaml\n")[1].split("```")[0])
     for file in (ROOT / "configs" / "data").glob("*.yaml"):
         commented = re.findall(r"^  # - kind:.*\n(?:  #   .*\n)+", file.read_text(), re.MULTILINE)
         for entry in commented:
