@@ -84,7 +84,9 @@ def register(*overrides, config_path="configs", config_name="config"):
     """Makes the trained model a new version in the MLflow registry."""
     from tasks.promotion import register
 
-    return execute("register", register.run, overrides, config_path=config_path, config_name=config_name, reuse=True)
+    return execute(
+        "register", register.run, overrides, config_path=config_path, config_name=config_name, reuse=register.is_there
+    )
 
 
 def gate(*overrides, config_path="configs", config_name="config"):
@@ -176,10 +178,20 @@ def stage(*overrides, config_path="configs", config_name="config"):
     return execute("stage", stage.run, overrides, config_path=config_path, config_name=config_name)
 
 
-def swap(*overrides, config_path="configs", config_name="config"):
-    """Puts the staged version into service without a dropped request, or leaves everything as it was."""
+@SetParseFns(repair=DefaultParseValue)
+def swap(*overrides, repair=False, config_path="configs", config_name="config"):
+    """Puts the staged version into service without a dropped request, or leaves everything as it was.
+
+    Args:
+        repair: set the aliases champion and previous again by what serves, where a hand in MLflow has removed or moved
+            them; nothing else is put into service.
+    """
     from tasks.serving import swap
 
+    if not isinstance(repair, bool):
+        raise UsageError(f"--repair={repair}: it takes no value; put it after the overrides")
+    if repair:
+        return swap.repair(overrides, config_path, config_name)
     return execute("swap", swap.run, overrides, config_path=config_path, config_name=config_name)
 
 
@@ -308,6 +320,8 @@ def main(arguments=None) -> int:
     except StepFailed as error:
         return last_words(1, str(error))
     except Exception as error:
+        if type(error).__module__.startswith("mlflow."):  # of a call that no `registry.answering` stands around
+            return last_words(*refused(error))
         logging.exception("unexpected")
         return last_words(1, f"{type(error).__name__}: {error}")
 
@@ -367,6 +381,19 @@ def place_of(flag: str, value: str) -> str:
     if not value:
         raise UsageError(f"{flag} is empty: it names a file or folder")
     return os.path.expanduser(value)
+
+
+def refused(error) -> tuple[int, str]:
+    """Exit code and last words for what MLflow has refused."""
+    import mlflow
+
+    from tasks import config
+    from tasks.promotion import refusals
+
+    shipped = config.load((), str(config.SHIPPED))
+    shipped.mlflow.tracking_uri = mlflow.get_tracking_uri()  # the one that was asked
+    found = refusals.in_words(shipped, error)
+    return (2 if isinstance(found, UsageError) else 1), str(found)
 
 
 def last_words(code: int, message: str) -> int:

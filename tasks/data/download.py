@@ -14,7 +14,7 @@ from tasks import run as runs
 from tasks.config import Config, Source
 from tasks.data import kaggle, schemas, sources, versions
 from tasks.errors import Skip, StepFailed, UsageError
-from tasks.promotion import registry
+from tasks.promotion import in_service, registry
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +49,13 @@ def run(config: Config, run: runs.Run) -> dict:
 
     Raises:
         Skip: this fingerprint already has a final verdict, and `force` is off.
+        Refused: the experiment that the training would be logged to is deleted.
         UsageError, StepFailed: a source is not there or cannot be read.
     """
     files.require_free_disk(config.workspace, config.disk.min_free_gib)
-    runs.prune(config.workspace, config.disk.keep_runs, registry.protected_runs(config) | {run.id})
+    registry.require_experiment(config)
+    in_service.warn(config)
+    runs.prune(config.workspace, config.disk.keep_runs, in_service.protected_runs(config) | {run.id})
     copies = fetch(config)
     hashes = {name: copy.sha256 for name, copy in copies.items()}
     found = {

@@ -12,7 +12,7 @@ from tasks import run as runs
 from tasks.config import Config
 from tasks.data import versions
 from tasks.errors import StepFailed, UsageError
-from tasks.promotion import registry
+from tasks.promotion import in_service, registry
 
 log = logging.getLogger(__name__)
 
@@ -122,12 +122,13 @@ def named_by_registry(config: Config) -> dict[str, str]:
 
 
 def prune(overrides, config_path: str, config_name: str) -> dict:
-    """Removes the versions of data and models that neither the registry nor a run folder names; see `versions.prune`.
+    """Removes the versions of data and models that neither the registry, a run folder nor an installed version names;
+    see `versions.prune`.
 
     Returns {"kept": number of versions, "freed_mib": in the workspace}.
     """
     config = configuration.load(overrides, config_path, config_name)
-    kept = named_by_runs(config) | named_by_registry(config)
+    kept = named_by_runs(config) | named_by_registry(config) | in_service.named_by_service(config)
     freed = versions.prune(config, kept)
     return {"kept": len(kept), "freed_mib": round(freed / 2**20, 1)}
 

@@ -12,7 +12,8 @@ from tasks.data import drift, measures, validation_page
 from tasks.data.splits import SPLITS
 from tasks.data.verdicts import MAX_ROWS, failed, in_words, last_words, verdict
 from tasks.errors import StepFailed, UsageError
-from tasks.promotion import registry
+from tasks.promotion import in_service
+from tasks.promotion.refusals import Refused
 from tasks.run import Run
 
 log = logging.getLogger(__name__)
@@ -84,11 +85,10 @@ def last_time(config: Config, run: Run, stage: str) -> Run | None:
 
 
 def champions_run(config: Config, run: Run, stage: str) -> Run | None:
-    """The run that the champion comes from, or None where there is none, or it left no profile of its data."""
+    """The run that what serves comes from, or None where nothing does, or it left no profile of its data."""
     try:
-        champion = registry.alias(config, "champion")
-        champions = champion and runs.find(config.workspace, registry.tags(config, champion).get("run_id", "-"))
-    except StepFailed as error:
+        champions = in_service.run_of(config, in_service.find(config))
+    except (StepFailed, Refused) as error:
         log.warning("how far the data has moved from the champion's is not known: %s", error)
         return None
     return champions if champions and champions.id != run.id and profiles_of(champions, stage) else None

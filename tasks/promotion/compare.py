@@ -168,15 +168,15 @@ def changed(predictions: pl.DataFrame, against: str) -> list[dict]:
 # Data -----------------------------------------------------------------------------------------------------------------
 
 
-def data(config: Config, run: Run, champion: int | None) -> dict:
-    """The messages that this version and the champion were made from.
+def data(config: Config, run: Run, evaluated: dict) -> dict:
+    """The messages that this version and what serves were made from.
 
     {"version": of the data, "before": that of the champion's or None, "why" there is nothing to compare with,
     "rows": [{"split", "language", "now": {"rows", label: n}, "before": the same or None, "types_known": bool}]}
     """
     now, before, why = run.result("prepare"), {}, "nothing is in service yet"
-    if champion:
-        theirs = runs.find(config.workspace, registry.tags(config, champion).get("run_id", "-"))
+    if made_by := champions_run(config, evaluated):
+        theirs = runs.find(config.workspace, made_by)
         why = f"the folder of the champion's run, {theirs.id}, is not in this workspace"
         before = theirs.result("prepare") if theirs.has("prepare") else {}
     found = {"version": now["data_version"], "before": before.get("data_version"), "why": why, "rows": []}
@@ -187,3 +187,12 @@ def data(config: Config, run: Run, champion: int | None) -> dict:
             row = {"split": split, "language": language, "now": counts, "before": was, "types_known": known}
             found["rows"].append(row)
     return found
+
+
+def champions_run(config: Config, evaluated: dict) -> str | None:
+    """Id of the run that made what served when this was evaluated, `-` where nobody knows it; None: nothing served."""
+    if serves := evaluated.get("in_service"):
+        return serves["run_id"] or "-"
+    if version := evaluated["champion_version"]:  # evaluated before that was looked for
+        return registry.tags(config, version).get("run_id", "-")
+    return None

@@ -7,7 +7,7 @@ import os
 
 from tasks.config import Config
 from tasks.errors import Skip, UsageError
-from tasks.promotion import limits, registry
+from tasks.promotion import in_service, limits, registry
 from tasks.run import Run
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ def run(config: Config, run: Run, decision=None, reviewer=None, reason=None) -> 
     Raises:
         Skip: rejected, or nobody has decided yet; or rejected, but in service since it was released from the registry.
         StepFailed: approved, but another version has become champion since the comparison, or this one was rolled back.
+        UsageError: approved, but it has not passed the gate, or another model serves under its number.
     """
     version = registry.candidate(config, run)
     tags = registry.tags(config, version)
@@ -40,17 +41,18 @@ def run(config: Config, run: Run, decision=None, reviewer=None, reason=None) -> 
             f"version {version} has not passed the gate ({missed}): only toxicity_release puts it into service, with a "
             "reason, which the registry keeps; what the steps after this one check binds all the same"
         )
-    champion = registry.alias(config, "champion") if release else run.result("gate")["champion"]
+    champion = in_service.champion(config) if release else run.result("gate")["champion"]
     result = {"version": version, "champion": champion, "at": registry.now(), "person": person, **review}
     if review["decision"] is None:
         raise Skip(f"version {version} waits: {review['reason']}", **result)
-    if review["decision"] == "reject" and version == registry.alias(config, "champion"):
+    if review["decision"] == "reject" and version == in_service.champion(config):
         way_out = 'to take it out again, run `python commands.py rollback --reason="…"`'
         raise Skip(
             f"version {version} was released meanwhile and is in service: nothing is recorded; {way_out}", **result
         )
     if review["decision"] == "approve":
-        registry.require_champion(config, version, champion)
+        in_service.require_own_number(config, version)
+        in_service.require_champion(config, version, champion)
         if not release:
             registry.require_not_rolled_back(config, version, since=tags.get("served_at", ""))
     record(config, result, release, missed, tags)

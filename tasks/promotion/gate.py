@@ -9,7 +9,7 @@ import os
 from tasks.config import Config, Gate, PerBehaviour, in_words
 from tasks.errors import Skip
 from tasks.labels import TYPES
-from tasks.promotion import registry
+from tasks.promotion import in_service, registry
 from tasks.promotion.limits import binding, for_a_person, tags_of
 from tasks.run import Run
 
@@ -30,15 +30,21 @@ def run(config: Config, run: Run) -> dict:
     """
     evaluated, version = run.result("evaluate"), registry.candidate(config, run)
     checks, before = judge(config, evaluated), registry.tags(config, version)
+    compared = evaluated.get("in_service") or {}  # results of before it was looked for have none
+    serving = in_service.warn(config)
     missed = [check for check in checks if mark(check) == "failed"]
     verdict = {
         "version": version,
         "champion": evaluated["champion_version"],
+        "in_service": compared and compared | {"warning": serving and serving.warning},
         "passed": not missed,
         "missed": [check["name"] for check in missed],
         "warned": [check["name"] for check in checks if mark(check) == "warning"],
         "hold": registry.hold(config),
-        "person": for_a_person(config, before | tags_of(config.gate)),
+        "person": [
+            *for_a_person(config, before | tags_of(config.gate)),
+            *([compared["not_compared"]] if compared.get("not_compared") else []),
+        ],
         "group": config.gate.group,
         "limits": binding(config.gate),
         "checks": checks,
@@ -110,12 +116,13 @@ def judge(config: Config, evaluated: dict) -> list[dict]:
     95 % interval or None. Where there is nothing to judge `passed` is None, and the sentence says why.
     """
     gate, challenger, champion = config.gate, evaluated["challenger"], evaluated["champion"]
+    nobody = (evaluated.get("in_service") or {}).get("not_compared") or NO_CHAMPION
     return [
         *both_f1(gate, challenger),
         *gains_over_the_baseline(gate, evaluated["gain"]["baseline"]),
-        *losses_to_the_champion(gate, evaluated["gain"].get("champion", {})),
-        *languages(gate, challenger["languages"], champion["languages"] if champion else {}),
-        *types(gate, challenger, champion["types"] if champion else {}),
+        *losses_to_the_champion(gate, evaluated["gain"].get("champion", {}), nobody),
+        *languages(gate, challenger["languages"], champion["languages"] if champion else {}, nobody),
+        *types(gate, challenger, champion["types"] if champion else {}, nobody),
         calibration(gate, challenger["calibration"]["ece"]),
         *behaviour(gate, evaluated["behaviour"]),
     ]
@@ -144,7 +151,7 @@ def gains_over_the_baseline(gate: Gate, gain: dict) -> list[dict]:
     return checks
 
 
-def losses_to_the_champion(gate: Gate, gain: dict) -> list[dict]:
+def losses_to_the_champion(gate: Gate, gain: dict, nobody: str = NO_CHAMPION) -> list[dict]:
     """Neither F1 is worse than the champion's on the same messages, as far as these messages can tell.
 
     A check is missed where the loss is larger than the tolerance, and larger than chance explains: the one-sided 95 %
@@ -164,24 +171,24 @@ def losses_to_the_champion(gate: Gate, gain: dict) -> list[dict]:
             value, interval, upper = of["gain"], of["interval"], of["upper"]
             limit = -max(gate.champion.tolerance, upper - value)
             note = f" (with 95 % confidence it is {upper:.3f} at most)"
-        why = NO_TYPES if gain else NO_CHAMPION
+        why = NO_TYPES if gain else nobody
         title = f"{words} less the champion's"
         found = check("champion", f"champion_{name}", title, value, ">=", limit, gate.champion.binds, interval, why)
         checks.append(found | {"sentence": found["sentence"] + note})
     return checks
 
 
-def languages(gate: Gate, ours: dict, theirs: dict) -> list[dict]:
+def languages(gate: Gate, ours: dict, theirs: dict, nobody: str = NO_CHAMPION) -> list[dict]:
     checks = []
     for name, words in LANGUAGE_NAMES.items():
         limits, why = getattr(gate.per_language, name), f"the test split has no message in {words}"
         of, other = ours.get(name), theirs.get(name)
         title = f"F1 toxic in {words}"
-        checks += slice_checks("languages", f"language_{name}", title, of, other, "f1_toxic", limits, why)
+        checks += slice_checks("languages", f"language_{name}", title, of, other, "f1_toxic", limits, why, nobody)
     return checks
 
 
-def types(gate: Gate, challenger: dict, theirs: dict) -> list[dict]:
+def types(gate: Gate, challenger: dict, theirs: dict, nobody: str = NO_CHAMPION) -> list[dict]:
     """Each type on its own, where there are enough positives for its F1 to mean something."""
     checks = []
     for name in TYPES:
@@ -189,15 +196,17 @@ def types(gate: Gate, challenger: dict, theirs: dict) -> list[dict]:
         if of["support"] < gate.min_positives:
             why = f"{of['support']} positives in the test split, {gate.min_positives} are asked for"
         of = None if why else of | {"interval": challenger["intervals"][name]}
-        checks += slice_checks("types", f"type_{name}", f"F1 {name}", of, theirs.get(name), "f1", limits, why)
+        other = theirs.get(name)
+        checks += slice_checks("types", f"type_{name}", f"F1 {name}", of, other, "f1", limits, why, nobody)
     return checks
 
 
-def slice_checks(group, name, title, ours, theirs, figure, limits, why) -> list[dict]:
-    """A slice's F1 against its floor and the champion's; `ours` is None where, as `why` says, it isn't judged."""
+def slice_checks(group, name, title, ours, theirs, figure, limits, why, nobody) -> list[dict]:
+    """A slice's F1 against its floor and the champion's; `ours` is None where, as `why` says, it isn't judged, and
+    `nobody` says why there is no champion to compare with."""
     value, interval = (ours[figure], ours["interval"]) if ours else (None, None)
     difference = ours[figure] - theirs[figure] if ours and theirs else None
-    against, why_not = f"{title} less the champion's", NO_CHAMPION if ours else why
+    against, why_not = f"{title} less the champion's", nobody if ours else why
     floor, loss = limits.floor, limits.loss
     return [
         check(group, name, title, value, ">=", floor.min, floor.binds, interval, why),

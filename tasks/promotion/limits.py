@@ -8,7 +8,7 @@ import json
 
 from tasks import config as configuration
 from tasks.config import NAMED, Config, Gate
-from tasks.promotion import registry
+from tasks.promotion import in_service, registry
 
 GROUP, LIMITS, PROFILE = "gate_group", "gate_limits", "profile"  # tags of a version
 
@@ -32,6 +32,14 @@ def tags_of(gate: Gate) -> dict[str, str]:
     return {GROUP: gate.group, LIMITS: json.dumps(binding(gate))}
 
 
+def limits_in(tags: dict[str, str]) -> dict[str, float]:
+    """The limits that a version's tags name; none where they have none, or a hand has written over them."""
+    try:
+        return {key: float(value) for key, value in json.loads(tags.get(LIMITS, "{}")).items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
+
+
 def softer(ours: dict[str, float], theirs: dict[str, float]) -> list[str]:
     """Where `ours` asks for less than `theirs`, in words."""
     found = []
@@ -45,18 +53,21 @@ def softer(ours: dict[str, float], theirs: dict[str, float]) -> list[str]:
 
 def for_a_person(config: Config, version: dict[str, str]) -> list[str]:
     """Why no mode may put a version with these tags in the champion's place; empty where nothing speaks against it."""
-    champion = registry.alias(config, "champion")
-    if champion is None:
+    serving = in_service.find(config)
+    if serving is None:
         return []
-    theirs, name, why = registry.tags(config, champion), f"version {champion}, which serves,", []
+    if serving.version is None:
+        return [serving.warning]
+    theirs, name, why = registry.tags(config, serving.version), f"version {serving.version}, which serves,", []
     if theirs.get("base_sha256") != version.get("base_sha256"):
         why.append(f"{name} has another base model")
     if theirs.get(PROFILE) != version.get(PROFILE):
         why.append(f"{name} is of profile {theirs.get(PROFILE)}, this one of {version.get(PROFILE)}")
-    if LIMITS not in theirs:
+    before = limits_in(theirs)
+    if not before:
         why.append(f"nobody knows by which limits {name} was judged")
-    elif less := softer(json.loads(version.get(LIMITS, "{}")), json.loads(theirs[LIMITS])):
+    elif less := softer(limits_in(version), before):
         more = f", and {len(less) - NAMED} more" if len(less) > NAMED else ""
-        of, by = theirs[GROUP], version.get(GROUP, "no gate")
+        of, by = theirs.get(GROUP, "no gate"), version.get(GROUP, "no gate")
         why.append(f"{name} was judged by harder limits ({of}, this one by {by}): {', '.join(less[:NAMED])}{more}")
     return why

@@ -12,8 +12,9 @@ from pathlib import Path
 from tasks import files
 from tasks.config import Config
 from tasks.data import versions
-from tasks.promotion import registry
+from tasks.promotion import in_service, registry
 from tasks.run import Run
+from tasks.serving import repository
 from tasks.training import checkpoint, evaluate
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ def run(config: Config, run: Run) -> dict:
     """
     folder = checkpoint.of_run(config, run)
     tags = lineage(config, run, versions.version(config, folder), checkpoint.content_hash(folder))
+    registry.require_experiment(config)
     registry.ensure_model(config)
     log_pointers(config, run, tags["model_version"])
     number = registered(config, tags) or log_version(config, run, folder, tags)
@@ -39,11 +41,19 @@ def run(config: Config, run: Run) -> dict:
     return {"version": number, "model_uri": uri, "model_version": tags["model_version"]}
 
 
+def is_there(config: Config, run: Run) -> bool:
+    """Whether the version that the run has registered is still in the registry."""
+    return registry.exists(config, run.result("register")["version"])
+
+
 def registered(config: Config, tags: dict[str, str]) -> int | None:
-    """The version that an earlier, killed try of this step has made of the same model."""
+    """The version that an earlier, killed try of this step has made of the same model; not one under whose number the
+    live repository has another, since it could not be put into service."""
     name, wanted = config.mlflow.registered_model, f"tag.run_id='{tags['run_id']}'"
-    found = registry.client(config).search_model_versions(f"name='{name}' and {wanted}")
-    return max((int(v.version) for v in found if v.tags["model_version"] == tags["model_version"]), default=None)
+    found = registry.versions(config, f"name='{name}' and {wanted}")
+    same = [v for v in found if v.tags.get("model_version") == tags["model_version"]]
+    fit = [int(v.version) for v in same if not in_service.is_another_model(config, int(v.version), v.tags)]
+    return max(fit, default=None)
 
 
 def log_version(config: Config, run: Run, folder: Path, tags: dict[str, str]) -> int:
@@ -51,6 +61,7 @@ def log_version(config: Config, run: Run, folder: Path, tags: dict[str, str]) ->
     import mlflow
 
     mlflow_run = run.result("train")["mlflow_run"]
+    registry.pass_over_numbers(config, max(repository.installed(repository.live(config)), default=0))
     os.environ["TOXIC_WORKSPACE"] = str(config.workspace)  # MLflow loads the model and has the example answered
     registry.client(config)
     with tempfile.TemporaryDirectory() as place, registry.answering(config), mlflow.start_run(run_id=mlflow_run):

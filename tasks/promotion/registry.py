@@ -7,7 +7,6 @@ replaced. Only swap and rollback write the last two, under a lease.
 import functools
 import logging
 import os
-import re
 import socket
 import time
 import uuid
@@ -18,7 +17,8 @@ from pathlib import Path
 import psutil
 
 from tasks.config import Config
-from tasks.errors import StepFailed, UsageError, without_credentials
+from tasks.errors import StepFailed
+from tasks.promotion.refusals import MISSING, Refused, experiment_deleted, in_words, no_version
 from tasks.run import Run
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,8 @@ class Client:
     def __init__(self, config: Config):
         from mlflow import MlflowClient
 
-        self._config, self._mlflow = config, MlflowClient(config.mlflow.tracking_uri)
+        with answering(config):  # it refuses some kinds of address
+            self._config, self._mlflow = config, MlflowClient(config.mlflow.tracking_uri)
 
     def __getattr__(self, name: str):
         call = getattr(self._mlflow, name)
@@ -60,28 +61,18 @@ def client(config: Config) -> Client:
 
 @contextmanager
 def answering(config: Config):
-    """Around calls of MLflow: a server that still does not answer after all tries becomes a StepFailed.
+    """Around calls of MLflow: what it raises becomes one sentence with the way out.
 
     Raises:
-        StepFailed: it names the server, the cause and the way out.
+        StepFailed: the server still does not answer after all tries, or fails.
+        Refused: it says no, and would say so again.
     """
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except MlflowException as error:
-        words = " ".join(str(error).split())
-        # What the server has answered is another exception, or does not start so.
-        if "API request to " not in words:
-            raise
-        # Of a chain of causes the first one; where it is a Python exception, what that says.
-        cause = re.split("['\"]", words.rpartition(": ")[2].strip("()'\""))[-1]
-        tried = "once" if config.mlflow.attempts == 1 else f"{config.mlflow.attempts} times"
-        raise StepFailed(
-            f"MLflow at {without_credentials(config.mlflow.tracking_uri)} does not answer, tried {tried} "
-            f"({without_credentials(cause)[:150]}): start it (`make demo` does) and this step again, or name another "
-            "with mlflow.tracking_uri=…, or MLFLOW_TRACKING_URI"
-        ) from None
+        raise in_words(config, error) from None
 
 
 def now() -> str:
@@ -91,11 +82,14 @@ def now() -> str:
 
 def training_run(config: Config, run: Run) -> str:
     """Id of the MLflow run that belongs to this run; the same one when a step is repeated."""
-    mlflow, name = client(config), config.mlflow.experiment
-    experiment = mlflow.get_experiment_by_name(name)
+    mlflow, experiment = client(config), require_experiment(config)
     # A server knows where it keeps artifacts; a plain database file would put them into the current folder.
     here = None if config.mlflow.tracking_uri.startswith("http") else str(config.workspace / "mlflow" / "artifacts")
-    experiment_id = experiment.experiment_id if experiment else mlflow.create_experiment(name, artifact_location=here)
+    experiment_id = (
+        experiment.experiment_id
+        if experiment
+        else mlflow.create_experiment(config.mlflow.experiment, artifact_location=here)
+    )
     known = mlflow.search_runs([experiment_id], f"tags.run_id = '{run.id}'", max_results=1)
     if known:
         return known[0].info.run_id
@@ -105,6 +99,38 @@ def training_run(config: Config, run: Run) -> str:
         for key, value in values.items():
             mlflow.log_param(created.info.run_id, f"{section}.{key}", str(value)[:500])
     return created.info.run_id
+
+
+def require_experiment(config: Config):
+    """The experiment that trainings are logged to, or None where the first training makes it.
+
+    Raises:
+        Refused: it is deleted. It keeps its name, so that no other could be made, and takes nothing any more.
+    """
+    found = client(config).get_experiment_by_name(config.mlflow.experiment)
+    if found and found.lifecycle_stage == "deleted":
+        raise experiment_deleted(config, found.experiment_id, found.name)
+    if found is None and (renamed := experiment_before(config)):
+        log.warning(
+            "MLflow has no experiment %s, so this run makes one: the runs before are in %s (experiment %s), as it was "
+            "renamed; to go on there, set mlflow.experiment=%s, or before a new one is made run "
+            "`mlflow experiments rename --experiment-id %s --new-name %s`",
+            *(config.mlflow.experiment, renamed.name, renamed.experiment_id),
+            *(renamed.name, renamed.experiment_id, config.mlflow.experiment),
+        )
+    return found
+
+
+def experiment_before(config: Config):
+    """The experiment that holds the training of the newest version, or None."""
+    mlflow = client(config)
+    for version in sorted(versions(config), key=lambda version: -int(version.version)):
+        if version.run_id:
+            try:
+                return mlflow.get_experiment(mlflow.get_run(version.run_id).info.experiment_id)
+            except Refused:  # they are gone
+                return None
+    return None
 
 
 def log_to_run(config: Config, mlflow_run: str, figures: dict[str, float], files=(), folder: str | None = None) -> None:
@@ -126,27 +152,39 @@ def version(config: Config, number: int):
     """The registry's record of one version.
 
     Raises:
-        UsageError: there is none of that number.
+        Refused: there is none of that number.
     """
-    from mlflow.exceptions import MlflowException
-
     name = config.mlflow.registered_model
     try:
         return client(config).get_model_version(name, str(number))
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+    except Refused as error:
+        if error.error_code not in MISSING:
             raise
-        raise UsageError(f"the registry has no version {number} of {name}: {error.message}") from None
+        raise no_version(config, number, name) from None
+
+
+def versions(config: Config, where: str | None = None) -> list:
+    """The versions of the registered model; with `where` those of any registered model that it fits."""
+    return list(client(config).search_model_versions(where or f"name='{config.mlflow.registered_model}'"))
+
+
+def exists(config: Config, number: int) -> bool:
+    """Whether the registry has this version: a person may have deleted it."""
+    try:
+        version(config, number)
+    except Refused as error:
+        if error.error_code not in MISSING:
+            raise
+        return False
+    return True
 
 
 def alias(config: Config, name: str) -> int | None:
     """The version that carries the alias `name`, or None."""
-    from mlflow.exceptions import MlflowException
-
     try:
         return int(client(config).get_model_version_by_alias(config.mlflow.registered_model, name).version)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+    except Refused as error:
+        if error.error_code in MISSING:
             return None
         raise
 
@@ -178,11 +216,9 @@ def untag(config: Config, number: int, *keys: str) -> None:
 
 def ensure_model(config: Config, name: str | None = None) -> None:
     """Creates the registered model where there is none yet; a hold is kept as its tag."""
-    from mlflow.exceptions import MlflowException
-
     try:
         client(config).create_registered_model(name or config.mlflow.registered_model)
-    except MlflowException as error:
+    except Refused as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
 
@@ -192,21 +228,13 @@ def history(config: Config) -> list[int]:
 
     A rollback tags a version as bad; a person who releases it all the same makes it good again.
     """
-    name = config.mlflow.registered_model
-    found = client(config).search_model_versions(f"name='{name}'")
+    return in_order_of_service(versions(config))
+
+
+def in_order_of_service(found: list) -> list[int]:
+    """Of the registry's versions those of `history`."""
     good = [v for v in found if v.tags.get("served_at", "") > v.tags.get("rolled_back_at", "")]
     return [int(v.version) for v in sorted(good, key=lambda v: v.tags["served_at"], reverse=True)]
-
-
-def require_champion(config: Config, version: int, expected: int | None) -> None:
-    """Raises StepFailed where another version has become champion than the one that a version was compared with."""
-    champion = alias(config, "champion")
-    if champion not in (expected, version):
-        raise StepFailed(
-            f"the decision on version {version} fell while {named(expected)} was champion; now it is "
-            f"{named(champion)}: compare with that one (`python commands.py evaluate`, and the steps after it), or "
-            f"trigger toxicity_release for version {version}"
-        )
 
 
 def require_not_rolled_back(config: Config, version: int, since: str) -> None:
@@ -267,7 +295,7 @@ def verdict_of(config: Config, fingerprint: str) -> dict | None:
     if not judged:
         return None
     last = max(judged, key=lambda v: int(v.version))
-    return {"run_id": last.tags["run_id"], "version": int(last.version), "verdict": last.tags["verdict"]}
+    return {"run_id": last.tags.get("run_id", "unknown"), "version": int(last.version), "verdict": last.tags["verdict"]}
 
 
 def aliased(config: Config) -> set[int]:
@@ -275,9 +303,17 @@ def aliased(config: Config) -> set[int]:
     return {alias(config, name) for name in ("challenger", "approved", "champion", "previous")} - {None}
 
 
-def protected_runs(config: Config) -> set[str]:
-    """Ids of the runs whose version carries an alias: their folders are kept."""
-    return {tags(config, number).get("run_id", "") for number in aliased(config)}
+def pass_over_numbers(config: Config, highest: int) -> None:
+    """Has the next version get a number above `highest`: a new registry counts from 1 again, while what another has
+    put into service goes on serving under its number. Deleted versions keep theirs, so that each is taken once."""
+    name = config.mlflow.registered_model
+    if highest <= max((int(version.version) for version in versions(config)), default=0):
+        return
+    taken = 0
+    while taken < highest:
+        words = "Its number is another model's in the live repository."
+        taken = int(client(config).create_model_version(name, "number:///taken", description=words).version)
+        client(config).delete_model_version(name, str(taken))
 
 
 # The lease ------------------------------------------------------------------------------------------------------------
@@ -319,7 +355,7 @@ def lease(config: Config, holder: str, run_id: str | None = None):
     finally:
         try:
             _give_back(config, name, ticket.version)
-        except StepFailed as error:  # it must not hide how the swap went
+        except (StepFailed, Refused) as error:  # it must not hide how the swap went
             _ended.add(ticket.tags["token"])
             log.warning("the lease of %s stays until its time is over, or the next start here: %s", holder, error)
 
@@ -401,11 +437,9 @@ def _process_started(pid: int) -> str | None:
 
 
 def _give_back(config: Config, name: str, ticket: str) -> None:
-    from mlflow.exceptions import MlflowException
-
     try:
         client(config).delete_model_version(name, ticket)
-    except MlflowException as error:
+    except Refused as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # another has cleared it away
             raise
 
@@ -415,11 +449,9 @@ def _clock(seconds: str) -> str:
 
 
 def _model_tags(config: Config) -> dict[str, str]:
-    from mlflow.exceptions import MlflowException
-
     try:
         return dict(client(config).get_registered_model(config.mlflow.registered_model).tags)
-    except MlflowException as error:
+    except Refused as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return {}
         raise

@@ -12,7 +12,7 @@ from tasks import files, page
 from tasks.config import Config
 from tasks.errors import without_credentials
 from tasks.labels import TYPES
-from tasks.promotion import compare, registry
+from tasks.promotion import compare, in_service, registry
 from tasks.promotion.gate import LANGUAGE_NAMES, mark
 from tasks.run import Run
 
@@ -36,6 +36,7 @@ def run(config: Config, run: Run) -> dict:
     predictions = pl.read_parquet(run.folder / "predictions.parquet")
     changes = compare.changed(predictions, against)
     counts = {kind: sum(row["change"] == kind for row in changes) for kind in ("broken", "fixed", "types")}
+    serving = in_service.warn(config)
     target, all_changes = run.folder / "report.html", run.folder / "changes.json"
     files.write_json(all_changes, changes)
     values = {
@@ -44,7 +45,9 @@ def run(config: Config, run: Run) -> dict:
         "against": against,
         "changed": [row for kind in counts for row in [c for c in changes if c["change"] == kind][:SHOWN]],
         "counts": counts,
-        "data": compare.data(config, run, evaluated["champion_version"]),
+        "data": compare.data(config, run, evaluated),
+        "champion": (evaluated.get("in_service") or {}).get("number", evaluated["champion_version"]),
+        "service_warning": serving and serving.warning,
         "url": page_url(config, mlflow_run, target),
     }
     files.write_text(target, page.render(TEMPLATE, FILTERS, **values))

@@ -13,7 +13,7 @@ import numpy as np
 from tasks import files
 from tasks.config import Config
 from tasks.errors import StepFailed, Unsuitable, UsageError
-from tasks.promotion import registry
+from tasks.promotion import in_service, registry
 from tasks.run import Run
 from tasks.serving import export_onnx
 
@@ -51,12 +51,14 @@ def run(config: Config, run: Run) -> dict:
     source, target, made = export_onnx.exported(config, run), folder_of(config, run), run.result("export_onnx")
     if not source.exists() or files.sha256(source) != made["sha256"]:
         raise UsageError(f"{source} is not what run {run.id} has exported: run `python commands.py export_onnx` first")
+    tags = registry.tags(config, made["version"])
+    origin = {name: tags[name] for name in in_service.ORIGIN if name in tags}  # a registry can be lost
     with files.new_folder(target) as folder:
         facts = build(config, source / "model.onnx", folder / MODEL_FILE[config.serving.engine])
         for name in ("tokenizer.json", "settings.json"):
             shutil.copy2(source / name, folder)
         add_buckets(config, folder / "settings.json")
-        engine = record(config, folder, **facts)
+        engine = record(config, folder, **facts, **origin)
     known = {name: engine[name] for name in ("engine", "tensorrt", "gpu") if engine.get(name)}
     registry.tag(config, engine["version"], **known, engine_sha256=engine["sha256"])
     size = (target / MODEL_FILE[engine["engine"]]).stat().st_size

@@ -17,7 +17,7 @@ from pathlib import Path
 from tasks import files
 from tasks.config import Config
 from tasks.errors import StepFailed
-from tasks.promotion import registry
+from tasks.promotion import in_service, registry
 from tasks.serving import build_engine, live_servers, memory, repository
 
 log = logging.getLogger(__name__)
@@ -135,6 +135,7 @@ def begin(config: Config, servers: dict, version: int, aliases: dict, tags: dict
     repository.create(config, live)
     old = repository.served(live)
     unload_others(config, servers, {old, version})
+    engine = repository.engine(live, version)["sha256"]  # by which the version is known while it serves
     journal = {
         "from": old,
         "serving": [url for url, server in servers.items() if old and live_servers.has_loaded(server, old)],
@@ -143,7 +144,7 @@ def begin(config: Config, servers: dict, version: int, aliases: dict, tags: dict
         "configs": {m: repository.config_file(live, m).read_text() for m in (*repository.PARTS, repository.TEXT)},
         "aliases": aliases,
         "aliases_before": {name: registry.alias(config, name) for name in aliases},
-        "tags": tags,
+        "tags": {**tags, version: {**tags.get(version, {}), in_service.SERVED: engine}},
         "hold": hold,  # says that it is a rollback
     }
     files.write_json(journal_file(config), journal)
@@ -202,8 +203,9 @@ def switch(config: Config, servers: dict, still_mine, version: int) -> None:
 
 
 def set_aliases(config: Config, aliases: dict) -> None:
+    """Has each alias name its version; that of one which a hand has deleted meanwhile is removed."""
     for name, version in aliases.items():
-        if version is not None:
+        if version is not None and registry.exists(config, version):
             registry.set_alias(config, name, version)
         elif registry.alias(config, name) is not None:
             registry.delete_alias(config, name)
@@ -220,8 +222,10 @@ def finish(config: Config, servers: dict, journal: dict) -> None:
         log.error("version %d is in service, but loads no more, so release it anew, or another: %s", version, error)
         kept = []
     for tagged, values in journal["tags"].items():
-        registry.tag(config, int(tagged), **values)
-    registry.untag(config, version, "swap_failed_because", "swap_failed_at")
+        if registry.exists(config, int(tagged)):  # else a hand has deleted it meanwhile, which must not keep us
+            registry.tag(config, int(tagged), **values)
+    if registry.exists(config, version):
+        registry.untag(config, version, "swap_failed_because", "swap_failed_at")
     repository.prune(live, [*kept, *registry.history(config)])
     renewal_file(config).unlink(missing_ok=True)  # of a version that serves no more
     if aside(config).exists():
@@ -302,7 +306,8 @@ def undo(config: Config, servers: dict, journal: dict, reason: str) -> list[str]
                 del reached[url]
     try:
         set_aliases(config, journal["aliases_before"])
-        registry.tag(config, journal["to"], swap_failed_because=reason[:5000], swap_failed_at=registry.now())
+        if registry.exists(config, journal["to"]):
+            registry.tag(config, journal["to"], swap_failed_because=reason[:5000], swap_failed_at=registry.now())
     except Exception as error:
         problems.append(str(error))
     for sentence in lost.values():

@@ -69,7 +69,7 @@ def for_both(config: Config, old: Path, new: Path) -> Config:
         built, serves = (", ".join(f"{name}={getattr(of, name)}" for name in differing) for of in (after, before))
         raise StepFailed(
             f"it was built with {built}, what is in service with {serves}: a server can't have both loaded. Build it "
-            f"alike, or stop the servers, remove {old.parents[1]}, start them and swap again"
+            "alike; or start another server on a workspace of its own, and move the clients to it once it serves"
         )
     size = max(before.max_batch_size, after.max_batch_size)
     return config.model_copy(update={"serving": after.model_copy(update={"max_batch_size": size})})
@@ -206,6 +206,14 @@ def install(engine: Path, repository: Path, version: int, parts=PARTS, golden: l
             files.write_json(beside / integrity.RECORD, hashes)
             if part == CLASSIFIER:
                 files.write_json(beside / "golden.json", list(golden))
+
+
+def engine(repository: Path, version: int) -> dict:
+    """What is known of an installed version's engine (see build_engine.record); empty where that can't be read."""
+    try:
+        return files.read_json(folder(repository, CLASSIFIER, version) / "engine.json")
+    except (OSError, ValueError):
+        return {}
 
 
 def golden(repository: Path, version: int) -> list[dict]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tasks.config import Config
 from tasks.errors import StepFailed
-from tasks.promotion import registry
+from tasks.promotion import in_service, registry
 from tasks.serving import exchange, live_servers, repository, swap
 
 log = logging.getLogger(__name__)
@@ -20,8 +20,8 @@ def run(overrides, reviewer, reason, config_path, config_name) -> dict:
     Returns {"served_version", "rolled_back_version", "swap_seconds"}; seconds are None where it was only finished.
 
     Raises:
-        StepFailed: nothing is in service, no version is left to go back to, or the live repository has lost it; or a
-            server can not have both loaded.
+        StepFailed: nothing is in service, no other version is left to go back to, or the live repository has lost it;
+            or a server can not have both loaded.
     """
     from tasks.step import without_a_run
 
@@ -32,34 +32,41 @@ def run(overrides, reviewer, reason, config_path, config_name) -> dict:
         if finished and finished["hold"]:
             bad, target, seconds = finished["from"], finished["to"], None
         else:
-            bad, target = registry.alias(config, "champion"), choose(config)
+            serving = in_service.repair(config)
+            target = choose(config, serving)
+            bad = serving.number
             exchange.require_fit_beside(config, servers, target, exchange.classifier(config, target))
-            change = swap.going_back(config, bad, target, who, why)
+            change = swap.going_back(config, serving.version, target, who, why, bad)
             seconds = exchange.replace(config, servers, still_mine, target, **change)
     log.info("version %d serves again, %d is tagged as rolled back", target, bad)
     return {"step": "rollback", "served_version": target, "rolled_back_version": bad, "swap_seconds": seconds}
 
 
-def choose(config: Config) -> int:
-    """The version to go back to: installed in the live repository, whole, and the last to serve before the champion."""
-    live, champion = repository.live(config), registry.alias(config, "champion")
-    if champion is None:
+def choose(config: Config, serving: in_service.Serving | None) -> int:
+    """The version to go back to: installed in the live repository, whole, and the last to serve before this one."""
+    live = repository.live(config)
+    if serving is None:
         raise StepFailed("no version is in service, so there is nothing to roll back")
-    before = [version for version in registry.history(config) if version != champion]
+    before = [version for version in registry.history(config) if version != serving.number]
     there = [version for version in before if version in repository.installed(live)]
     if not there:
-        raise StepFailed(nothing_left(champion, before, live))
+        raise StepFailed(nothing_left(serving, before, live))
     repository.verify(live, there[0])
     return there[0]
 
 
-def nothing_left(champion: int, before: list[int], live: Path) -> str:
+def nothing_left(serving: in_service.Serving, before: list[int], live: Path) -> str:
+    champion, wrong = serving.number, ""
+    if serving.warning and serving.version is not None and serving.on_disk:
+        wrong = f"{serving} serves and had lost its alias champion to a hand in MLflow, which is set again; "
+    elif serving.warning:
+        wrong = f"{serving.warning}; "
     if before:
         return (
-            f"version {before[0]} served before {champion}, but {live} no longer keeps it: trigger toxicity_release "
-            f"for version {before[0]}"
+            f"{wrong}version {before[0]} served before {champion}, but {live} no longer keeps it: trigger "
+            f"toxicity_release for version {before[0]}"
         )
     return (
-        f"no version served before {champion} that is not tagged as rolled back: trigger toxicity_release for the "
-        "version that shall serve"
+        f"{wrong}no version served before {champion} that is not tagged as rolled back: trigger toxicity_release for "
+        "the version that shall serve"
     )

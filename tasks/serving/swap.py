@@ -6,7 +6,7 @@ from pathlib import Path
 from tasks import files
 from tasks.config import Config
 from tasks.errors import StepFailed, UsageError
-from tasks.promotion import registry
+from tasks.promotion import in_service, registry
 from tasks.run import Run, remove_builds
 from tasks.serving import build_engine, exchange, live_servers, repository
 
@@ -22,13 +22,16 @@ def run(config: Config, run: Run) -> dict:
     Raises:
         StepFailed: somebody else changed the champion meanwhile, a server does not answer, or the new version does not
             do there what it did in `stage`. The version that served before goes on serving.
-        UsageError: what the run has built is not there any more, or has changed since; or nobody has approved it.
+        UsageError: what the run has built is not there any more, or has changed since; nobody has approved it; or
+            another model serves under its number.
     """
     version = run.result("build_engine")["version"]
     with registry.lease(config, f"swap of run {run.id}", run.id) as still_mine, live_servers.connect(config) as servers:
         exchange.finish_or_undo(config, servers)
-        champion = registry.alias(config, "champion")
-        if champion == version and repository.served(repository.live(config)) == version:
+        serving = in_service.repair(config)
+        # Where nothing serves, the alias may name what never did: nobody goes back to that.
+        champion = serving.version if serving and (serving.on_disk or not serving.warning) else None
+        if champion == version and serving.on_disk:
             go_on_with(config, servers, run, version)
             remove_builds(config.workspace, run.id)
             return {"served_version": version, "previous_version": registry.alias(config, "previous")}
@@ -48,7 +51,32 @@ def run(config: Config, run: Run) -> dict:
             raise
         seconds = exchange.replace(config, servers, still_mine, version, **change)
     remove_builds(config.workspace, run.id)  # the live repository has all that is needed now
-    return {"served_version": version, "previous_version": champion, "swap_seconds": seconds}
+    before = serving and serving.number
+    return {"served_version": version, "previous_version": before, "swap_seconds": seconds}
+
+
+def repair(overrides, config_path, config_name) -> dict:
+    """Sets the aliases `champion` and `previous` again where hands have removed or moved them; puts nothing else into
+    service. A swap or rollback that was killed is finished or undone first.
+
+    Returns {"served_version", "engine", "aliases": {name: version or None}, "was": what the registry had wrong}.
+
+    Raises:
+        StepFailed: nothing serves, or what serves is no version of this registry, so that no alias can name it.
+    """
+    from tasks.step import without_a_run
+
+    config = without_a_run(overrides, config_path, config_name)
+    with registry.lease(config, "repair of the aliases"), live_servers.connect(config) as servers:
+        exchange.finish_or_undo(config, servers)
+        serving = in_service.repair(config)
+    if serving is None:
+        raise StepFailed("no version is in service, so there is no alias to set again")
+    if not serving.on_disk or serving.version is None:
+        raise StepFailed(serving.warning or f"nothing serves in {repository.live(config)}: release {serving} anew")
+    aliases = {name: registry.alias(config, name) for name in ("champion", "previous")}
+    known = {"served_version": serving.version, "engine": serving.engine}
+    return {"step": "swap", **known, "aliases": aliases, "was": serving.warning}
 
 
 def require_approval(version: int, decided: dict) -> None:
@@ -67,18 +95,14 @@ def require_wanted(config: Config, version: int, decided: dict) -> None:
         decided: the result of `decide`.
     """
     require_approval(version, decided)
-    registry.require_champion(config, version, decided["champion"])
+    in_service.require_own_number(config, version)
+    in_service.require_champion(config, version, decided["champion"])
     registry.require_not_rolled_back(config, version, since=decided["at"])
     held = registry.hold(config)
     if held and decided.get("by_mode"):
         raise StepFailed(
             f"automatic promotion is on hold ({held}): trigger toxicity_release for version {version}, or clear "
             'the hold with `python commands.py hold --clear --reason="…"` and run swap again'
-        )
-    if repository.served(repository.live(config)) == version:
-        raise StepFailed(
-            f"{repository.live(config)} serves another version {version} than this registry's: stop the server, "
-            "remove that folder, start the server and run swap again"
         )
 
 
@@ -94,7 +118,8 @@ def install(config: Config, run: Run, engine: Path, version: int) -> None:
 def going_forward(config: Config, champion: int | None, version: int) -> dict:
     """What the registry learns when a version has come into service: the arguments of `replace`."""
     tags = {version: {"verdict": "promoted", "served_at": registry.now()}}
-    aliases = {**wish_fulfilled(config, version), "previous": champion, "champion": version}
+    before = champion or next((other for other in registry.history(config) if other != version), None)
+    aliases = {**wish_fulfilled(config, version), "previous": before, "champion": version}
     if champion == version:  # a server that has lost the champion gets it back; it did not replace itself
         del aliases["previous"]
     elif champion:
@@ -102,24 +127,28 @@ def going_forward(config: Config, champion: int | None, version: int) -> dict:
     return {"aliases": aliases, "tags": tags}
 
 
-def going_back(config: Config, bad: int, version: int, who: str, why: str) -> dict:
+def going_back(config: Config, bad: int | None, version: int, who: str, why: str, number: int | None = None) -> dict:
     """What the registry learns when an older version serves again in the place of a bad one; see `replace`.
 
     `previous` becomes what a further rollback would go to, never the bad version.
+
+    Args:
+        bad: the bad version; None where the registry does not have it.
+        number: as which it answers, where that is all that is known of it.
     """
     before = next((other for other in registry.history(config) if other not in (bad, version)), None)
     at = registry.now()
-    tags = {
-        bad: {"rolled_back_by": who, "rolled_back_because": why, "rolled_back_at": at},
-        version: {"served_at": at},
-    }
+    tags = {version: {"served_at": at}}
+    if bad is not None:
+        tags[bad] = {"rolled_back_by": who, "rolled_back_because": why, "rolled_back_at": at}
     aliases = {**wish_fulfilled(config, version, bad), "previous": before, "champion": version}
-    return {"aliases": aliases, "tags": tags, "hold": f"version {bad} was rolled back by {who}: {why}"}
+    return {"aliases": aliases, "tags": tags, "hold": f"version {bad or number} was rolled back by {who}: {why}"}
 
 
-def wish_fulfilled(config: Config, *versions: int) -> dict:
+def wish_fulfilled(config: Config, *versions: int | None) -> dict:
     """Takes `approved` from a version that serves now, or is bad: a wish that stays would start another release."""
-    return {"approved": None} if registry.alias(config, "approved") in versions else {}
+    approved = registry.alias(config, "approved")
+    return {"approved": None} if approved is not None and approved in versions else {}
 
 
 # A version that is in service already ---------------------------------------------------------------------------------
@@ -148,6 +177,7 @@ def renew(config: Config, servers: dict, run: Run, version: int) -> bool:
         built = build_engine.of_run(config, run)[1]
         files.write_json(begun, {"version": version})
         install(config, run, built, version)
+        registry.tag(config, version, **{in_service.SERVED: repository.engine(live, version)["sha256"]})
     elif not begun.exists():
         return False
     config = exchange.as_installed(config, version)

@@ -73,17 +73,72 @@ def of_candidate(config: Config, run: Run) -> Path:
 def of_version(config: Config, number: int) -> Path:
     """The checkpoint of a registry version: one that is at hand and has its content, else merged anew from its adapter.
 
-    A folder's name, or its run, doesn't tell: a run may be trained again by hand, a registry be made anew.
+    A folder's name, or its run, doesn't tell: a run may be trained again by hand, a registry be made anew. What MLflow
+    has lost, DVC may still have.
+
+    Raises:
+        Gone: neither has it.
     """
     from tasks.promotion import registry
+    from tasks.promotion.refusals import Refused
 
-    wanted = registry.tags(config, number).get("checkpoint_sha256")
+    tags = registry.tags(config, number)
+    wanted = tags.get("checkpoint_sha256")
     rebuilt = config.workspace / "models" / "finetuned" / f"version-{number}"
     for folder in (final(config), rebuilt):
         if (folder / "merged").exists() and content_hash(folder) == wanted:
             return folder
-    rebuild(config, number, rebuilt)
+    try:
+        rebuild(config, number, rebuilt)
+    except (Refused, OSError) as error:  # its artifacts are gone
+        problem = f"MLflow has lost the model of version {number} ({' '.join(str(error).split())[:200]})"
+        log.warning("%s", problem)
+        bring_back(config, tags.get("model_version"), rebuilt, problem)
     return rebuilt
+
+
+def of_serving(config: Config, serving) -> Path:
+    """The checkpoint of what serves (an in_service.Serving), by whatever still leads to it: the registry's version, the
+    same model under another number or name there, or DVC, by what its engine or the run that made it says.
+
+    Raises:
+        Gone: nothing does.
+    """
+    from tasks.promotion import in_service
+
+    if serving.version is not None:
+        return of_version(config, serving.version)
+    if serving.elsewhere:
+        name, number = serving.elsewhere
+        mlflow = config.mlflow.model_copy(update={"registered_model": name})
+        return of_version(config.model_copy(update={"mlflow": mlflow}), number)
+    target = final(config).with_name(f"serving-{serving.engine[:12]}")
+    if not target.exists():
+        problem = f"the registry has no version with the model of {serving}"
+        bring_back(config, in_service.model_version(config, serving), target, problem)
+    return target
+
+
+class Gone(StepFailed):
+    """A checkpoint is nowhere any more."""
+
+
+def bring_back(config: Config, md5: str | None, target: Path, problem: str) -> None:
+    """Puts the version `md5` of a checkpoint, as `register` has given it to DVC, into `target`.
+
+    Raises:
+        Gone: DVC does not have it, or nobody knows its MD5; the message begins with `problem`.
+    """
+    from tasks.data import versions
+
+    if md5 is None:
+        raise Gone(f"{problem}, and no run folder in {config.workspace / 'runs'} says which one DVC would have")
+    try:
+        with versions.fetched(config, {"final": md5}) as place, files.new_folder(target) as folder:
+            shutil.copytree(place / "final", folder, dirs_exist_ok=True)
+    except StepFailed as error:
+        raise Gone(f"{problem}, and {error}") from None
+    log.info("the checkpoint is back from DVC, version %s", md5)
 
 
 def content_hash(folder: Path) -> str | None:
@@ -99,7 +154,7 @@ def rebuild(config: Config, number: int, target: Path) -> None:
     from tasks.promotion import registry
 
     kept = {f"version-{other}" for other in {number, *registry.aliased(config)}}
-    for folder in target.parent.glob("version-*"):  # each as large as the base
+    for folder in [*target.parent.glob("version-*"), *target.parent.glob("serving-*")]:  # each as large as the base
         if folder.name not in kept:
             shutil.rmtree(folder)
     log.info("rebuilding version %s from the registry", number)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -11,7 +12,7 @@ from tasks import files, metrics
 from tasks.config import Config
 from tasks.data import splits
 from tasks.labels import LABELS, answer
-from tasks.promotion import registry
+from tasks.promotion import in_service, registry
 from tasks.run import Run
 from tasks.training import baseline, behaviour, checkpoint, plots
 
@@ -44,19 +45,20 @@ def run(config: Config, run: Run) -> dict:
     plots and the data behind them into plots/<run_id>/. Logs figures and plots to MLflow.
     """
     folder, cases = checkpoint.of_run(config, run), behaviour.read()
+    registry.require_experiment(config)  # now, not when all is measured
     train, val, test = (splits.read(config.workspace, split) for split in ("train", "val", "test"))
     scored = {"challenger": score(merged(folder), val, test, cases)}
     checkpoint.save_thresholds(folder, scored["challenger"].thresholds)
-    champion_version = registry.alias(config, "champion")
-    if champion_version:
-        champion = checkpoint.of_version(config, champion_version)
+    champion, serving = what_serves(config)
+    if champion:
         scored["champion"] = score(merged(champion), val, test, cases, checkpoint.thresholds(champion))
     scored["baseline"] = score(baseline.fit(train), val, test, cases)
 
     natural = run.result("prepare")["natural_toxic_share"]
     result = {
         "thresholds": dict(zip(LABELS, scored["challenger"].thresholds.tolist())),
-        "champion_version": champion_version,
+        "champion_version": serving and serving["version"],
+        "in_service": serving,
         "champion": None,
         **{name: summarise(config, test, of, natural) for name, of in scored.items()},
         "gain": gains(config, test, scored),
@@ -70,6 +72,22 @@ def run(config: Config, run: Run) -> dict:
     for name in scored:
         log.info("%s: F1 toxic %.3f, types %.3f", name, result[name]["f1_toxic"], result[name]["f1_types"])
     return result
+
+
+def what_serves(config: Config) -> tuple[Path | None, dict | None]:
+    """The checkpoint of what serves, and what is to be known of it: {"number", "engine", "version", "run_id": see
+    in_service.Serving, "warning": what the registry has wrong or None, "not_compared": why its model is not to be found
+    or None}. Both None where nothing serves; the checkpoint alone where it is nowhere any more."""
+    serving, folder, why = in_service.warn(config), None, None
+    if serving is None:
+        return None, None
+    try:
+        folder = checkpoint.of_serving(config, serving)
+    except checkpoint.Gone as error:
+        why = f"{serving} serves, but can't be compared with: {error}"
+        log.warning("%s", why)
+    found = {name: getattr(serving, name) for name in ("number", "engine", "version", "run_id", "warning")}
+    return folder, found | {"not_compared": why}
 
 
 def merged(folder) -> Callable[[list[str]], np.ndarray]:

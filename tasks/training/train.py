@@ -25,6 +25,7 @@ def run(config: Config, run: Run) -> dict:
     took. A repeated call resumes from the last readable checkpoint of this run, or goes on to merge where training was
     over.
     """
+    registry.require_experiment(config)  # first of all: Lightning and PyTorch take seconds to import
     from tasks.training import behaviour, progress
 
     files.require_free_disk(config.workspace, config.disk.min_free_gib)
@@ -67,7 +68,8 @@ def learn(config: Config, base: str, folder: Path, mlflow_run: str, heartbeat) -
     lines = progress.StepLines(heartbeat)
     heartbeat.now("training", f"{config.model.name} on {len(batches.train)} messages")
     logger = MLFlowLogger(config.mlflow.experiment, tracking_uri=config.mlflow.tracking_uri, run_id=mlflow_run)
-    fit(config, folder, classifier, batches, [lines, *progress.bar()], logger)
+    with registry.answering(config):  # Lightning's logger asks MLflow by itself
+        fit(config, folder, classifier, batches, [lines, *progress.bar()], logger)
     classifier.take_best()
     with files.new_folder(folder / "trained") as trained:
         classifier.network.save_pretrained(trained / "adapter")

@@ -432,12 +432,55 @@ def test_a_version_in_service_that_fits_the_server_no_more_is_installed_anew(con
     assert files.read_json(classifier / "engine.json")["engine"] == "onnx"
 
 
+def test_an_alias_that_a_hand_has_moved_or_removed_is_set_again_by_what_serves(config, live, promote):
+    promote(1)
+    promote(2)
+    registry.set_alias(config, "champion", 3)
+    registry.delete_alias(config, "previous")
+    with pytest.raises(StepFailed, match="fell while version 3 was champion; now it is version 2"):
+        promote(3)  # it was decided about another than what serves
+    assert (registry.alias(config, "champion"), registry.alias(config, "previous")) == (2, 1)
+
+    registry.delete_alias(config, "champion")
+    assert promote(2, release=True) == {"served_version": 2, "previous_version": 1}  # the same engine
+    assert registry.alias(config, "champion") == 2 and answer(config)["version"] == 2
+
+    registry.delete_alias(config, "champion")
+    repaired = swap.repair(overrides(config), "configs", "config")
+    assert (repaired["served_version"], repaired["aliases"]) == (2, {"champion": 2, "previous": 1})
+    assert "has lost the alias champion" in repaired["was"]
+    assert swap.repair(overrides(config), "configs", "config")["was"] is None
+
+    # Deleted while it serves: a rollback goes to the version before all the same.
+    registry.client(config).delete_model_version(config.mlflow.registered_model, "2")
+    with pytest.raises(StepFailed, match="has no version 2: it was deleted there"):
+        swap.repair(overrides(config), "configs", "config")
+    gone = rollback.run(overrides(config), "ann", "too strict", "configs", "config")
+    assert (gone["served_version"], gone["rolled_back_version"]) == (1, 2) and answer(config)["version"] == 1
+    assert registry.hold(config) == "version 2 was rolled back by ann: too strict"
+
+    # All that served before 1 is gone now, and 1 has lost its alias.
+    registry.delete_alias(config, "champion")
+    left = "version 1 .engine [0-9a-f]{12}. serves and had lost its alias champion .* is set again; no version served"
+    with pytest.raises(StepFailed, match=left):
+        rollback.run(overrides(config), "ann", "too strict", "configs", "config")
+    assert registry.alias(config, "champion") == 1
+
+
 def test_another_registrys_version_of_the_same_number_is_not_mixed_up_with_this_ones(config, live, promote):
     promote(1)
-    registry.set_alias(config, "champion", 2)
-    with pytest.raises(StepFailed, match="serves another version 1 than this registry's: stop the server, remove"):
+    before, name = answer(config), config.mlflow.registered_model
+    mlflow = registry.client(config)
+    for number in ("1", "2", "3"):
+        mlflow.delete_model_version(name, number)
+    mlflow.delete_registered_model(name)
+    registry.ensure_model(config)
+    mlflow.create_model_version(name, "file:///nowhere", tags={"checkpoint_sha256": "another's", "gate": "passed"})
+    with pytest.raises(
+        UsageError, match="version 1 .engine .* serves, and is another model than version 1 of this reg"
+    ):
         promote(1)
-    assert answer(config)["version"] == 1
+    assert answer(config) == before and registry.alias(config, "champion") is None
 
 
 def test_an_answer_may_differ_by_the_tolerance_of_its_scores_and_nothing_else():

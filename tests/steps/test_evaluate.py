@@ -138,6 +138,7 @@ def test_the_report_shows_all_of_it_and_loads_nothing(evaluated):
     found = report.run(config, run)
     page = Path(found["report"]).read_text(encoding="utf-8")
     assert "Against the baseline" in page and "Against the champion, version 1" in page
+    assert "The registry calls version 1 champion, but nothing serves, and it never did" in page
     assert "10.0 % toxic, here" in page and "PR-AUC toxic" in page
     assert "The same data as the champion’s" in page and found["changed"] == 0 and "None: both give the same" in page
     (errors,) = re.findall(r'aria-label="Most confident errors">(.*?)</table>', page, re.DOTALL)
