@@ -25,6 +25,10 @@ class NoAnswer(Exception):
     """The registry is away, or answers with an error; the message says where it is and what to do."""
 
 
+class Refused(NoAnswer):
+    """It answers, but does not accept the login, or does not allow this: no other try goes better."""
+
+
 def server() -> str:
     """The registry's address as the DAGs reach it."""
     return (os.environ.get("MLFLOW_TRACKING_URI") or "http://127.0.0.1:8080").rstrip("/")
@@ -115,6 +119,15 @@ def client():
 def errors_in_words():
     try:
         yield
+    except httpx.HTTPStatusError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            user = os.environ.get("MLFLOW_TRACKING_USERNAME") or "a request without a login"
+            raise Refused(
+                f"the registry at {server()} refuses it to {user} ({status}): correct MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or have an admin of MLflow give that user the right to it"
+            ) from None
+        raise NoAnswer(f"the registry at {server()} answers with status {status}: its log says why") from None
     except (httpx.HTTPError, json.JSONDecodeError) as error:
         why = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise NoAnswer(

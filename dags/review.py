@@ -90,7 +90,9 @@ def answer_of_review(context: Context) -> dict:
 def body(folder: Path) -> str:
     """What a reviewer needs, as Markdown, from the results in the run folder."""
     gate, evaluate, train = (read_json(folder / f"{step}.json") for step in ("gate", "evaluate", "train"))
-    version, champion, hours = gate["version"], gate["champion"], read_config(folder)["promotion"]["review_hours"]
+    version, hours, serves = gate["version"], read_config(folder)["promotion"]["review_hours"], gate.get("in_service")
+    champion = serves["number"] if serves else gate["champion"]
+    wrong = serves["warning"] if serves and serves["warning"] not in gate["person"] else None
     warnings = [check["sentence"] for check in gate["checks"] if check["passed"] is False]  # what binds was passed
     lines = [
         f"Version **{version}** passed the gate"
@@ -103,6 +105,7 @@ def body(folder: Path) -> str:
             if gate.get("overrides")
             else []
         ),
+        *([f"**The registry is wrong about what serves**: {typed(wrong)}."] if wrong else []),
         *([f"**Held**: {typed(gate['hold'])}. Automatic promotion waits for a person."] if gate["hold"] else []),
         *(f"**A person decides**: {typed(why)}." for why in gate["person"]),
         *(["**Warnings**\n\n" + "\n".join(f"- {sentence}" for sentence in warnings)] if warnings else []),

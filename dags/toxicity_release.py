@@ -51,13 +51,18 @@ def chosen_version(context: Context) -> int:
 )
 def choose(**context) -> dict:
     wanted, dag_run = context["params"]["version"] or registry.APPROVED, context["dag_run"]
-    aliases = registry.aliases()
+    try:
+        aliases = registry.aliases()
+    except registry.Refused as error:
+        raise AirflowFailException(str(error)) from None
     version = int(wanted) if wanted.isdigit() else aliases.get(wanted)
     if version is None and dag_run.run_type == "asset_triggered":
         raise AirflowSkipException("the alias `approved` is gone: released already, or withdrawn")
     if version is None:
         known = ", ".join(sorted(aliases)) or "none"
         say = "" if context["params"]["version"] else "; trigger again and name a version, by its number or alias"
+        if wanted in ("champion", "previous"):
+            say = ", and `python commands.py swap --repair` sets champion and previous again by what serves"
         raise AirflowFailException(f"no version carries the alias {wanted}: the aliases are {known}{say}")
     tags = registry.tags(version)
     if tags is None:

@@ -1,12 +1,16 @@
 """Whole runs of the weekly DAG by Airflow itself: real operators and trigger rules, steps that end as they are told."""
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
 import pytest
-from conftest import free_port, run_to_the_end
+from airflow.sdk.exceptions import AirflowFailException
+from conftest import free_port, results, run_to_the_end
 
 from dags import registry as registry_of_dags
+from dags import review
 
 AFTER_GATE = {"review", "decide", "export_onnx", "build_engine", "stage", "swap"}
 PARAMS = {"profile": "demo", "promotion": "config", "data_folder": None, "epochs": None, "limits": None, "reason": None}
@@ -253,7 +257,7 @@ def test_a_release_by_alias_means_one_version_from_beginning_to_end(released, re
     assert registry.aliases() == {alias: version}
 
 
-@pytest.mark.parametrize("version", ["9", "nobody", "approved", None])
+@pytest.mark.parametrize("version", ["9", "nobody", "approved", "champion", None])
 def test_what_the_registry_does_not_know_ends_before_anything_starts(released, registry, version, capfd):
     registry.set_alias("previous", registry.register())
     state, states, calls = released(version=version)
@@ -264,8 +268,39 @@ def test_what_the_registry_does_not_know_ends_before_anything_starts(released, r
         "nobody": "no version carries the alias nobody: the aliases are previous",
         "approved": "no version carries the alias approved",
         None: "no version carries the alias approved: the aliases are previous; trigger again and name a version",
+        "champion": "the aliases are previous, and `python commands.py swap --repair` sets champion and previous again",
     }
     assert why[version] in capfd.readouterr().out
+
+
+def test_a_review_says_what_the_registry_has_wrong_about_what_serves(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    found, warning = results(), "version 5 (engine 0ld) serves, but has lost the alias champion"
+    found["gate"] |= {"champion": None, "in_service": {"number": 5, "warning": warning}}
+    for step, result in found.items():
+        (tmp_path / f"{step}.json").write_text(json.dumps(result))
+    (tmp_path / "config.yaml").write_text("promotion: {review_hours: 72}\n")
+    body = review.body(tmp_path)
+    assert "Version **5** is in service now." in body and "leaves version 5 as it is" in body
+    assert f"**The registry is wrong about what serves**: {warning}." in body
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_registry_that_does_not_allow_it_is_not_asked_again(release, monkeypatch, status):
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(status)
+
+        def log_message(self, *arguments):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        context = {"params": {"version": "1"}, "dag_run": SimpleNamespace(run_type="manual")}
+        with pytest.raises(AirflowFailException, match=f"refuses it to a request without a login .{status}.: correct"):
+            release.get_task("choose").python_callable(**context)
+        server.shutdown()
 
 
 def test_a_release_by_hand_that_is_refused_is_red_and_leaves_a_wish_alone(released, registry, steps):
