@@ -9,7 +9,7 @@ import numpy as np
 
 from tasks import files
 from tasks.config import Config, Model
-from tasks.errors import Unsuitable, UsageError
+from tasks.errors import StepFailed, Unsuitable, UsageError
 from tasks.labels import LABELS
 from tasks.run import Run
 
