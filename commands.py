@@ -23,6 +23,7 @@ from tasks.errors import Skip, StepFailed, Unsuitable, UsageError
 from tasks.overrides import kinds_at, parsed, perhaps
 from tasks.step import execute, prepare_process, stdout_for_the_result
 
+WANTS = {"version": "; data wants --version=N, a version's number in the registry, or --prune"}
 PATHS = {"checkpoint", "output_path", "onnx", "input_file", "output_file", "config_path"}
 
 
@@ -350,7 +351,7 @@ def unmistakable(steps: dict, arguments: list[str]) -> list[str]:
         if not equals:
             value = next(left, None)
             if value is None or value.startswith("--") and value.partition("=")[0][2:].replace("-", "_") in flags:
-                raise UsageError(f"{flag} needs a value: {flag}=…")
+                raise UsageError(f"{flag} needs a value: {flag}=…{WANTS.get(parameter.name, '')}")
         command.append(f"--{parameter.name}={place_of(flag, value) if parameter.name in PATHS else value}")
     return command
 

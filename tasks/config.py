@@ -661,9 +661,16 @@ def _short(value) -> str:
 def _missing_places(config: Config) -> list[str]:
     """What a retraining would miss hours later, and can be seen now."""
     found = []
-    for place in dict.fromkeys(source.name for source in config.data.sources if source.kind == "folder"):
+    wanted: dict[str, list[str]] = {}
+    for source in config.data.sources:
+        if source.kind == "folder":
+            wanted.setdefault(source.name, []).append(source.file)
+    for place, names in wanted.items():
         if not Path(place).expanduser().exists():
-            found.append(f"data.folder={place} does not exist here: it is looked for where the steps run")
+            found.append(
+                f"data.folder: {place} has no {' and no '.join(names)}, it does not exist here, where the step "
+                "runs: put it there, or name another folder or archive"
+            )
     base = Path(config.model.name).expanduser()
     if config.model.architecture is None and config.model.name.startswith((".", "/", "~")):
         if not (base / "config.json").is_file():

@@ -290,7 +290,10 @@ def test_what_cannot_work_is_refused_when_it_is_loaded(given, said):
 def test_a_retraining_is_refused_for_what_only_a_later_step_would_miss(tmp_path):
     given = ["data=folder", f"data.folder={tmp_path}/no (1)", f"model.name={tmp_path}/qwen", "serving=onnx"]
     said = refused(*given, retraining=True)
-    assert "3 problems" in said and f"data.folder={tmp_path}/no (1) does not exist here" in said
+    assert (
+        "3 problems" in said
+        and f"{tmp_path}/no (1) has no jigsaw-toxic-comment-train.csv and no labeled.csv, it does" in said
+    )
     assert "no such folder with a config.json" in said and "serving.buckets ends at 128: add 512" in said
     config.load(given)  # any other step goes on without
     with pytest.raises(UsageError, match="does not exist here"):
