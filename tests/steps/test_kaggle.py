@@ -404,7 +404,7 @@ BAD = {
     "wrong encoding": (
         packed("comment,toxic\nпривет,0\n".encode("cp1251")),
         None,
-        "in UTF-8: line 2 has the byte 0xef",
+        "in UTF-8: line 2 is not UTF-8 .byte 0xef",
     ),
     "empty": (packed(""), None, "labeled.csv is not a CSV file in UTF-8"),
 }
