@@ -18,6 +18,7 @@ import fire
 from fire.decorators import SetParseFn, SetParseFns
 from fire.parser import DefaultParseValue
 
+from tasks import proxies
 from tasks.config import Config
 from tasks.errors import Skip, StepFailed, Unsuitable, UsageError
 from tasks.overrides import kinds_at, parsed, perhaps
@@ -308,6 +309,7 @@ def main(arguments=None) -> int:
         fire.Fire(steps, command=arguments, name="commands.py")
         return 0
     try:
+        proxies.prepare()
         command = unmistakable(steps, arguments)
         with stdout_for_the_result():
             result = fire.Fire(steps, command=command, name="commands.py", serialize=lambda _: None)

@@ -17,6 +17,11 @@ if nvidia-smi -L >/dev/null 2>&1 && docker info >/dev/null 2>&1; then
     docker image inspect "$image" >/dev/null
   }
   workspace="$(realpath -m "${TOXIC_WORKSPACE:-workspace}")"
+  case "$workspace:$PWD" in *:*:*)
+    echo "docker takes a : for the end of a folder's name: move $workspace or $PWD" >&2
+    exit 2
+    ;;
+  esac
   mkdir -p "$workspace"
   [[ "$chosen" == *" profile="* || "$chosen" == *" serving="* ]] || set -- profile=gpu "$@"
   # On the host's network the ports and addresses are those of the configuration, as without a container.

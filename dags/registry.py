@@ -4,11 +4,13 @@ The steps do the real work in the registry. Here is what must be known or done w
 alias names before anything starts, whether a reviewer has set `approved`, and what a release leaves behind at its end.
 """
 
-import json
+import ipaddress
 import os
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass_environment
 
 import httpx
 import yaml
@@ -128,18 +130,43 @@ def errors_in_words():
                 "MLFLOW_TRACKING_PASSWORD, or have an admin of MLflow give that user the right to it"
             ) from None
         raise NoAnswer(f"the registry at {server()} answers with status {status}: its log says why") from None
-    except (httpx.HTTPError, json.JSONDecodeError) as error:
+    # ValueError and ImportError: a proxy in the environment that httpx does not know, or lacks a package for.
+    except (httpx.HTTPError, ValueError, ImportError) as error:
         why = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise NoAnswer(
-            f"the registry at {server()} does not answer as it should ({why}): start it, or correct "
-            "MLFLOW_TRACKING_URI, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            f"the registry at {server()} does not answer as it should ({why}){proxy_in_the_way()}: start it, or "
+            "correct MLFLOW_TRACKING_URI, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         ) from None
 
 
 def settings() -> dict:
     user = os.environ.get("MLFLOW_TRACKING_USERNAME")
     auth = (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None
-    return {"base_url": f"{server()}/api/2.0/mlflow/", "timeout": TIMEOUT_S, "auth": auth}
+    past_any_proxy = is_loopback(server())
+    return {
+        "base_url": f"{server()}/api/2.0/mlflow/",
+        "timeout": TIMEOUT_S,
+        "auth": auth,
+        "trust_env": not past_any_proxy,  # httpx makes a client for ALL_PROXY whatever NO_PROXY says
+    }
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an address is this machine's own: no proxy leads there."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def proxy_in_the_way() -> str:
+    """For the end of a sentence about a server that does not answer: which proxy is asked for it, if one is."""
+    parts, known = urlsplit(server()), getproxies_environment()
+    kind = next((kind for kind in (parts.scheme, "all") if known.get(kind)), None)
+    if kind is None or is_loopback(server()) or proxy_bypass_environment(parts.hostname or "", known):
+        return ""
+    return f", asked for through the proxy that {kind}_proxy names (no_proxy={parts.hostname} would go past it)"
 
 
 def content(answer: httpx.Response) -> dict | None:

@@ -6,6 +6,13 @@
 set -euo pipefail
 folder=${1:?the folder of the secrets}
 shift
+case $folder in
+*[\$\#\\\"\'\`]* | *$'\n'*)
+    echo "the folder of the secrets, $folder, has a character in its path that .env can't hold (\$ # \\, a quote, a line" \
+        "break): name another one in TOXIC_SECRETS" >&2
+    exit 2
+    ;;
+esac
 umask 077
 mkdir -p "$folder"
 chmod 700 "$folder"

@@ -9,6 +9,7 @@ of the server.
 
 import argparse
 import json
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from tasks.errors import StepFailed, UsageError
 
 DAG = "toxicity_weekly"
 POLL_S = 0.7
+EXCEPTION = re.compile(r"(\w+\.)*\w*(Error|Exception|Exit): .+")  # the last line of a traceback
 PLAIN_PROGRESS_S = 15  # between two lines about the training where no terminal shows it in place
 FINISHED = ("success", "failed")
 STEPS = (
@@ -201,15 +203,17 @@ def doing(run: DagRun, tasks: list[dict]) -> str:
 def last_log_line(run: DagRun) -> str:
     """The last that the project's own code wrote into the run's log."""
     log = run.at.workspace / "logs" / f"{run.slug}.log"
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    lines = lines_of(log)
     return next((line.split(": ", 1)[1] for line in reversed(lines) if " tasks." in line and ": " in line), "")
 
 
 def last_words(run: DagRun, task: dict) -> str:
-    """Why a task failed: its exception, which is the last line that its step wrote to stderr."""
+    """Why a task failed: its exception, which is the last line that its step wrote to stderr. What never came to write
+    a log has failed in the scheduler."""
     log = task_log(run, task)
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    for line in reversed(lines):
+    if not log.exists():
+        return words_of_the_scheduler(run, task)
+    for line in reversed(lines_of(log)):
         try:
             details = json.loads(line).get("error_detail") or []
         except ValueError:
@@ -217,6 +221,19 @@ def last_words(run: DagRun, task: dict) -> str:
         if details:
             return details[0]["exc_value"]
     return task["state"]
+
+
+def words_of_the_scheduler(run: DagRun, task: dict) -> str:
+    """The last exception in the scheduler's log, and where that is."""
+    log = run.at.log("airflow-scheduler")
+    for line in reversed(lines_of(log)):
+        if found := EXCEPTION.match(line):
+            return f"{found[0]} (in {log}: the task never came to write a log of its own)"
+    return f"{task['state']}, and the task never came to write a log: see {log}"
+
+
+def lines_of(log: Path) -> list[str]:
+    return log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
 
 
 def task_log(run: DagRun, task: dict) -> Path:
@@ -257,7 +274,8 @@ def tell_the_end(airflow: Airflow, run: DagRun, state: str) -> None:
         for task in airflow.tasks(run).values():
             if task["state"] == "failed":
                 console.print(f"\n[bold red]{task['task_id']} failed:[/] {escape(last_words(run, task))}")
-                console.print(f"Its log: {task_log(run, task)}")
+                if task_log(run, task).exists():
+                    console.print(f"Its log: {escape(str(task_log(run, task)))}")
     elif gate is None:
         reason = escape((run.result("download") or {}).get("reason", "skipped"))
         console.print(f"\n[bold]Nothing to do:[/] {reason}. `make demo FORCE=1` retrains.")
@@ -274,7 +292,7 @@ def tell_where_to_look(run: DagRun) -> None:
     console.print(f"  MLflow   {at.url('MLFLOW_PORT')}")
     console.print(f"  Triton   {at.url('TRITON_HTTP_PORT')}/v2/models/toxic_text")
     if report.exists():
-        console.print(f"  Report   {report}")
+        console.print(f"  Report   {escape(str(report))}")
     console.print("  All of it goes on running: `make status`, `make down`.\n")
 
 

@@ -25,10 +25,11 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tasks import files
+from tasks import files, paths, proxies
 from tasks.errors import StepFailed, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
+AIRFLOW = [str(ROOT / ".venv/airflow/bin/python"), "-m", "airflow"]
 HOST = "127.0.0.1"
 PORTS = {  # the variables of the Makefile, and what needs them
     "MLFLOW_PORT": (8080, "MLflow"),
@@ -50,6 +51,7 @@ class Service:
     command: list[str]
     healthy: Callable[[], bool]
     environment: dict[str, str] = field(default_factory=dict)
+    folder: Path = ROOT  # where it runs
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,12 @@ def start(at: Place, say: Callable[[str], None] = print) -> None:
     """Starts what isn't running yet and waits until all of it answers; `say` hears of each product that does.
 
     Raises:
-        UsageError: a port is taken, or a service already runs on other ports; nothing has been started.
+        UsageError: a path or a proxy that can't be used, a port is taken, or a service already runs on other ports;
+            nothing has been started.
         StepFailed: a service ended or did not answer in time; the message names its log.
     """
+    paths.require_usable(ROOT, at.workspace)
+    proxies.in_order(os.environ)
     with lock(at):
         running = {name: record for name in SERVICES if (record := alive(at, name))}
         refuse_other_ports(at, running)
@@ -149,19 +154,20 @@ def describe(at: Place, service: Service) -> str:
 
 
 def mlflow(at: Place) -> Service:
-    folder = at.workspace / "mlflow"
     return Service(
         "mlflow",
         "MLflow",
         [
             *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
             *("--host", HOST, "--port", str(at.ports["MLFLOW_PORT"])),
-            *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
-            *("--serve-artifacts", "--artifacts-destination", str(folder / "artifacts")),
+            *("--backend-store-uri", "sqlite:///mlflow.db"),
+            *("--serve-artifacts", "--artifacts-destination", "./artifacts"),
         ],
         healthy=lambda: answers(at.url("MLFLOW_PORT") + "/health"),
         # Without the job runner it is 2 processes and 0.5 GB instead of 15 and 1.5 GB.
         environment={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+        # It reads both as addresses, each in its own way: relative ones have nothing in them to misread.
+        folder=at.workspace / "mlflow",
     )
 
 
@@ -189,7 +195,7 @@ def airflow(component: str, *arguments: str) -> Callable[[Place], Service]:
         return Service(
             f"airflow-{component}",
             "Airflow",
-            [str(ROOT / ".venv/airflow/bin/airflow"), component, *arguments],
+            [*AIRFLOW, component, *arguments],
             healthy=lambda: airflow_answers(at, component.replace("-", "_")),
             environment=airflow_environment(at),
         )
@@ -208,7 +214,7 @@ def airflow_environment(at: Place) -> dict[str, str]:
         "AIRFLOW__CORE__PARALLELISM": "4",  # a worker rests up to 5 s after a task; the next one finds another
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": at.url("AIRFLOW_PORT") + "/execution/",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{at.airflow_home / 'airflow.db'}",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": files.sqlite_url(at.airflow_home / "airflow.db"),
         "AIRFLOW__API__HOST": HOST,
         "AIRFLOW__API__PORT": str(at.ports["AIRFLOW_PORT"]),
         "AIRFLOW__API__BASE_URL": at.url("AIRFLOW_PORT"),
@@ -216,6 +222,8 @@ def airflow_environment(at: Place) -> dict[str, str]:
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",  # what a task waits for at most
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "120",  # a task that died is tried again after this
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "30",
+        # Its default is a pattern with the home in it, which is left as it is where the home holds a % itself.
+        "AIRFLOW__LOGGING__DAG_PROCESSOR_CHILD_PROCESS_LOG_DIRECTORY": str(at.airflow_home / "logs" / "dag_processor"),
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(at.workspace / "logs" / "airflow"),
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "PYTHONPATH": str(ROOT),
@@ -325,8 +333,8 @@ def migrate_airflow(at: Place) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         done = subprocess.run(
-            [str(ROOT / ".venv/airflow/bin/airflow"), "db", "migrate"],
-            env={**os.environ, **airflow_environment(at)},
+            [*AIRFLOW, "db", "migrate"],
+            env={**surroundings(), **airflow_environment(at)},
             stdout=output,
             stderr=subprocess.STDOUT,
         )
@@ -337,17 +345,12 @@ def migrate_airflow(at: Place) -> None:
 def launch(at: Place, service: Service) -> None:
     log = at.log(service.name)
     log.parent.mkdir(parents=True, exist_ok=True)
+    service.folder.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         process = subprocess.Popen(
             service.command,
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                **past_any_proxy(),
-                **service.environment,
-                **marks(at, service.name),
-            },
+            cwd=service.folder,
+            env={**surroundings(), **service.environment, **marks(at, service.name)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -362,11 +365,10 @@ def marks(at: Place, name: str) -> dict[str, str]:
     return {"TOXIC_SERVICE": name, "TOXIC_WORKSPACE": str(at.workspace), "SPT_NOENV": "1"}
 
 
-def past_any_proxy() -> dict[str, str]:
-    """The services and the steps talk to each other on loopback, also where a proxy leads to the outside."""
-    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
-    value = ",".join(filter(None, [known, HOST, "localhost"]))
-    return {"no_proxy": value, "NO_PROXY": value}
+def surroundings() -> dict[str, str]:
+    """What every service finds in its environment: ours, with proxies that lead to the outside alone."""
+    # UTF-8 wherever Python reads or writes, whatever the locale: paths and messages are in any script.
+    return {**os.environ, **proxies.in_order(os.environ), "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
 
 
 def wait_until_healthy(at: Place, waiting: list[Service], say: Callable[[str], None]) -> None:
@@ -374,8 +376,13 @@ def wait_until_healthy(at: Place, waiting: list[Service], say: Callable[[str], N
     while waiting:
         for service in list(waiting):
             log = at.log(service.name)
-            if alive(at, service.name) is None:
+            record = alive(at, service.name)
+            if record is None:
                 raise StepFailed(f"{service.name} has ended: {last_line(log)}; see {log}")
+            if service.name == "triton":
+                from tasks.serving.triton import require_stubs
+
+                require_stubs(record["pid"], log)  # without them it waits for ever
             if service.healthy():
                 waiting.remove(service)
                 if service.product not in {other.product for other in waiting}:

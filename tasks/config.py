@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from tasks import address, overrides
+from tasks import address, overrides, paths
 from tasks.errors import UsageError, without_credentials
 from tasks.labels import LABELS, LANGUAGES, TYPES
 
@@ -470,6 +470,7 @@ def load(overrides=(), config_path="configs", config_name="config", retraining=F
         _compare_gate(config, folder, config_name, written, composed.chosen, unknown_limits, problems)
         problems += _missing_places(config) if retraining else []
         config.workspace = Path(os.path.expanduser(config.workspace)).absolute()
+        paths.require(config.workspace, *paths.WORKSPACE)
         if config.workspace.exists() and not config.workspace.is_dir():
             problems.append(f"workspace={config.workspace} is a file: it is the folder that holds all state")
     refuse(problems)

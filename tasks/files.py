@@ -80,6 +80,13 @@ def new_folder(target: Path):
     shutil.rmtree(old, ignore_errors=True)
 
 
+def sqlite_url(file: Path) -> str:
+    """The address of an SQLite database as SQLAlchemy reads it: a path may hold what means something in a URL."""
+    from sqlalchemy.engine import URL
+
+    return URL.create("sqlite", database=str(file)).render_as_string()
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file, or of a folder's relative file names and contents in sorted order."""
     digest = hashlib.sha256()

@@ -19,12 +19,13 @@ from queue import Empty, Queue
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
-from tasks import files
+from tasks import files, proxies
 from tasks.config import Config, Kaggle, Source
 from tasks.errors import StepFailed, UsageError, without_credentials
 
 log = logging.getLogger(__name__)
 
+KAGGLE = "https://www.kaggle.com"
 KINDS = ("kaggle_competition", "kaggle_dataset")
 PARTIAL = ".kaggle-partial"  # the client's own note of what a part of a file is a part of
 HOW_TO_LOG_IN = (
@@ -171,6 +172,7 @@ def once(request: dict, source: Source, knobs: Kaggle, target: Path | None) -> d
     child = subprocess.Popen(
         [sys.executable, "-m", "tasks.data.kaggle_client"],
         cwd=Path(__file__).resolve().parents[2],
+        env=proxies.for_outside(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -286,7 +288,8 @@ def in_words(error: dict, source: Source, target: Path | None) -> Exception:
     if error["kind"] == "cut":
         return Passing(f"the download of {what} was truncated after {amount(grown(target))}: {said}")
     if error["kind"] == "network":
-        return Passing(f"Kaggle cannot be reached for {what}: {said}. Check network, name resolution and proxy")
+        proxy = proxies.in_the_way(KAGGLE)
+        return Passing(f"Kaggle cannot be reached for {what}{proxy}: {said}. Check network, name resolution and proxy")
     if error["kind"] == "disk":
         return DiskFull(
             f"the disk is full: {amount(grown(target))} of {what} were written, then {said}. They are removed again: "

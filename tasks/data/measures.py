@@ -63,7 +63,7 @@ def prepared(paths: list[Path], wanted: set[str]):
     for path in paths:
         if not path.is_file():
             raise UsageError(f"{path} does not exist: run `python commands.py prepare` first")
-    splits = [pl.scan_parquet(path).with_columns(split=pl.lit(path.stem)) for path in paths]
+    splits = [pl.scan_parquet(path, glob=False).with_columns(split=pl.lit(path.stem)) for path in paths]
     return measured(pl.concat(splits).with_row_index(sources.ROW, 1), "text", wanted | {"split", "language"})
 
 

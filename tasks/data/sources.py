@@ -86,7 +86,7 @@ def read(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
 
 
 def every_row(path: Path) -> pl.LazyFrame:
-    return pl.scan_csv(path, infer_schema=False, row_index_name=ROW, row_index_offset=1)
+    return pl.scan_csv(path, infer_schema=False, glob=False, row_index_name=ROW, row_index_offset=1)
 
 
 def without_empty_rows(every: pl.LazyFrame, asked: pl.DataFrame, rows: pl.LazyFrame | pl.DataFrame):
@@ -104,7 +104,7 @@ def without_empty_rows(every: pl.LazyFrame, asked: pl.DataFrame, rows: pl.LazyFr
 def header(path: Path) -> list[str]:
     """The names of a raw file's columns."""
     try:
-        return pl.read_csv(path, infer_schema=False, n_rows=0).columns
+        return pl.read_csv(path, infer_schema=False, n_rows=0, glob=False).columns
     except pl.exceptions.PolarsError as error:
         raise StepFailed(not_a_table(path, error)) from None
 

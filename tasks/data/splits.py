@@ -30,7 +30,7 @@ def read(workspace: Path, split: str) -> pl.DataFrame:
     """
     file = require(workspace, split)
     try:
-        return pl.read_parquet(file)
+        return pl.read_parquet(file, glob=False)
     except pl.exceptions.ComputeError as error:
         raise StepFailed(
             f"{file} is damaged ({error}): run `python commands.py prepare` again, or bring back what a registered "

@@ -6,6 +6,7 @@ A person has deleted or renamed something there, or may not do it: MLflow would 
 import os
 import re
 
+from tasks import proxies
 from tasks.config import Config
 from tasks.errors import StepFailed, UsageError, without_credentials
 
@@ -67,8 +68,9 @@ def no_answer(config: Config, said: str) -> StepFailed:
     cause = re.split("['\"]", said.rpartition(": ")[2].strip("()'\""))[-1]
     tried = "once" if config.mlflow.attempts == 1 else f"{config.mlflow.attempts} times"
     return StepFailed(
-        f"{at(config)} does not answer, tried {tried} ({without_credentials(cause)[:150]}): start it (`make demo` "
-        "does) and this step again, or name another with mlflow.tracking_uri=…, or MLFLOW_TRACKING_URI"
+        f"{at(config)} does not answer, tried {tried} ({without_credentials(cause)[:150]})"
+        f"{proxies.in_the_way(config.mlflow.tracking_uri)}: start it (`make demo` does) and this step again, or name "
+        "another with mlflow.tracking_uri=…, or MLFLOW_TRACKING_URI"
     )
 
 

@@ -70,7 +70,7 @@ def log_version(config: Config, run: Run, folder: Path, tags: dict[str, str]) ->
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(ROOT / "tasks" / "promotion" / "pyfunc.py"),
-            artifacts={"checkpoint": str(without_base)},
+            artifacts={"checkpoint": Path(without_base).as_uri()},  # MLflow reads a path as an address too
             signature=signature(),
             input_example=["Good morning!", "You are an idiot."],
             code_paths=[str(ROOT / "tasks")],

@@ -84,7 +84,8 @@ def training_run(config: Config, run: Run) -> str:
     """Id of the MLflow run that belongs to this run; the same one when a step is repeated."""
     mlflow, experiment = client(config), require_experiment(config)
     # A server knows where it keeps artifacts; a plain database file would put them into the current folder.
-    here = None if config.mlflow.tracking_uri.startswith("http") else str(config.workspace / "mlflow" / "artifacts")
+    store = config.workspace / "mlflow" / "artifacts"
+    here = None if config.mlflow.tracking_uri.startswith("http") else store.as_uri()
     experiment_id = (
         experiment.experiment_id
         if experiment

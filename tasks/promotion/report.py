@@ -33,7 +33,7 @@ def run(config: Config, run: Run) -> dict:
     """
     evaluated, mlflow_run = run.result("evaluate"), run.result("train")["mlflow_run"]
     against = "champion" if evaluated["champion"] else "baseline"
-    predictions = pl.read_parquet(run.folder / "predictions.parquet")
+    predictions = pl.read_parquet(run.folder / "predictions.parquet", glob=False)
     changes = compare.changed(predictions, against)
     counts = {kind: sum(row["change"] == kind for row in changes) for kind in ("broken", "fixed", "types")}
     serving = in_service.warn(config)

@@ -3,7 +3,8 @@
     with ToxicClient("127.0.0.1:8001") as client:
         answers = client.classify(["You are a clown.", "See you on Thursday."])
 
-Of this project's dependencies it needs tritonclient[grpc] and tenacity alone.
+Of this project's dependencies it needs tritonclient[grpc] and tenacity alone. A server on this machine is asked without
+the proxy that the environment may name.
 """
 
 import json
@@ -18,7 +19,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
-from tasks import address
+from tasks import address, proxies
 
 MODEL = "toxic_text"
 REQUEST_BYTES = 2**22  # messages of a megabyte go out a few at a time, so that others' requests get in between
@@ -93,7 +94,7 @@ class ToxicClient:
         """
         self.url = address.grpc(url)
         self.timeout_s, self.attempts, self.batch_size, self.model = timeout_s, attempts, batch_size, model
-        self._connection = InferenceServerClient(url, channel_args=list(CHANNEL.items()))
+        self._connection = connect(url)
         self._pool = ThreadPoolExecutor(threads)
 
     def __enter__(self):
@@ -153,6 +154,12 @@ def speaks_http(url: str) -> bool:
             return probe.recv(5) == b"HTTP/"
     except OSError:
         return False
+
+
+def connect(url: str) -> InferenceServerClient:
+    """A connection to a server's gRPC address; one on this machine is reached past any proxy, which gRPC would ask."""
+    arguments = {**CHANNEL, "grpc.enable_http_proxy": int(not proxies.is_loopback(url))}
+    return InferenceServerClient(url, channel_args=list(arguments.items()))
 
 
 def classify(texts: list[str], url: str, batch_size: int = 32, threads: int = 1, timeout_s: float = 60) -> list[Answer]:

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack, contextmanager
 
+from tasks import proxies
 from tasks.config import Config
 from tasks.errors import StepFailed
 from tasks.labels import LABELS, TYPES
@@ -15,10 +16,8 @@ def connect(config: Config):
     Raises:
         StepFailed: one does not answer, or serves a model that was copied in by hand.
     """
-    from tritonclient.grpc import InferenceServerClient
-
     with ExitStack() as stack:
-        servers = {url: stack.enter_context(InferenceServerClient(url)) for url in config.serving.urls}
+        servers = {url: stack.enter_context(client.connect(url)) for url in config.serving.urls}
         for url, server in servers.items():
             require_answer(url, server)
         yield servers
@@ -33,8 +32,8 @@ def require_answer(url: str, server) -> None:
         if client.speaks_http(url):
             raise StepFailed(f"{url} {client.HTTP_THERE}; correct serving.urls or TRITON_URL") from None
         raise StepFailed(
-            f"the live Triton at {url} does not answer ({error.message()}): `make demo` or ./start_triton_server.sh "
-            "starts it; serving.urls or TRITON_URL names others, or leaves it out"
+            f"the live Triton at {url} does not answer ({error.message()}){proxies.in_the_way(url)}: `make demo` or "
+            "./start_triton_server.sh starts it; serving.urls or TRITON_URL names others, or leaves it out"
         ) from None
     if name == triton.BY_HAND:
         raise StepFailed(

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tasks import files
+from tasks import files, proxies
 from tasks.config import Config
 from tasks.errors import StepFailed
 
@@ -55,9 +55,10 @@ def free_by_metrics(config: Config, metrics_url: str, timeout_s: float = 10) -> 
     kind, deadline = "gpu" if config.serving.engine == "tensorrt" else "cpu", time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         try:
-            text = httpx.get(metrics_url, timeout=5).raise_for_status().text
+            here = proxies.is_loopback(metrics_url)  # no proxy leads there
+            text = httpx.get(metrics_url, timeout=5, trust_env=not here).raise_for_status().text
         except httpx.HTTPError as error:
-            log.warning("%s gives no metrics: %s", metrics_url, error)
+            log.warning("%s gives no metrics: %s%s", metrics_url, error, proxies.in_the_way(metrics_url))
             return None
         total, used = (read_gauge(text, f"nv_{kind}_memory_{what}_bytes") for what in ("total", "used"))
         if used and all(used.values()):  # a server measures every two seconds; until then it says 0

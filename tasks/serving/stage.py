@@ -144,11 +144,9 @@ def copy_champion(config: Config, models: Path, champion: int) -> None:
 
 def measure_latency(texts: list[str], urls: dict[str, str]) -> dict[str, list[float]]:
     """Milliseconds of requests of one message, one at a time, each server asked in turn: ROUNDS x SINGLES of them."""
-    from tritonclient.grpc import InferenceServerClient
-
     took = {whose: [] for whose in urls}
     with ExitStack() as stack:
-        connections = {whose: stack.enter_context(InferenceServerClient(url)) for whose, url in urls.items()}
+        connections = {whose: stack.enter_context(client.connect(url)) for whose, url in urls.items()}
         for i in range(-WARM_UP, ROUNDS * SINGLES):
             for whose, connection in connections.items():
                 started = time.perf_counter()
@@ -194,7 +192,7 @@ def compare(config: Config, run: Run, test: pl.DataFrame, decisions: np.ndarray,
             f"{file} does not exist, so nothing says what torch decides: run export_onnx and build_engine again"
         )
     columns = [f"decision_{name}" for name in LABELS]
-    kept = pl.read_parquet(file, columns=[key, *columns]).unique(key)
+    kept = pl.read_parquet(file, columns=[key, *columns], glob=False).unique(key)
     both = test.select(key).with_row_index("row").join(kept, on=key, how="inner", maintain_order="left")
     if not len(both):
         raise StepFailed(f"{file} has none of the test split's messages: run export_onnx and build_engine again")

@@ -4,6 +4,10 @@
 
 becomes the live server of the workspace. With --by-hand it serves a model.onnx that a person has copied to
 triton_model_repository/toxic_classificator/1/, until that file is taken away again.
+
+A server runs in the folder of its model repository and is told all paths by way of HERE. The Python backend starts its
+stub by `bash -c` with the paths unquoted, where a space or a quote in them would keep every model from loading; and the
+stub's Python takes any locale for C: an error that names a file with a letter beyond ASCII would end it without a word.
 """
 
 import fcntl
@@ -16,17 +20,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent import futures
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks import files
+from tasks import files, proxies
 from tasks.config import Config
 from tasks.errors import StepFailed, UsageError
 from tasks.serving import repository
 
 log = logging.getLogger(__name__)
 
+HERE = "/proc/self/cwd"  # the folder that a process runs in, for the server and its models the same one
+SHARED_MEMORY = "triton_python_backend_shm_region_"  # what the names of its files begin with
 BY_HAND = "toxic by hand"  # the server's name while it serves a model that no `swap` has put there
 
 
@@ -137,6 +144,7 @@ def install_by_hand(config: Config, copied: Path, models: Path) -> bool:
 def become(config: Config, models: Path, ports, load: list[str], *more: str) -> None:
     arguments, environment = command(config, models, config.serving.listen, ports, load)
     sys.stdout.flush()
+    os.chdir(models.parent)
     os.execvpe(arguments[0], [*arguments, *more], environment)
 
 
@@ -160,7 +168,12 @@ def running(config: Config, models: Path, folder: Path, load=(repository.TEXT,))
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "triton.log").open("wb") as output:
         process = subprocess.Popen(
-            arguments, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            arguments,
+            cwd=models.parent,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
     try:
         http, metrics = f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[2]}/metrics"
@@ -178,14 +191,55 @@ def running(config: Config, models: Path, folder: Path, load=(repository.TEXT,))
 
 def load(config: Config, server: Server, model: str, log_file: Path) -> None:
     """Loads a model, and those that an ensemble needs. Raises StepFailed, which quotes the log, where it does not."""
-    from tritonclient.grpc import InferenceServerClient
     from tritonclient.utils import InferenceServerException
 
-    try:
-        with InferenceServerClient(server.url) as client:
-            client.load_model(model, client_timeout=config.serving.load_timeout_s)
-    except InferenceServerException as error:
-        raise StepFailed(f"Triton can't load {model}: {why(log_file) or error.message()}; see {log_file}") from None
+    from tasks.serving import client
+
+    with client.connect(server.url) as connection, futures.ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(connection.load_model, model, client_timeout=config.serving.load_timeout_s)
+        try:
+            while not loading.done():
+                futures.wait([loading], timeout=0.5)
+                require_stubs(server.pid, log_file)
+            loading.result()
+        except InferenceServerException as error:
+            said = why(log_file) or error.message()
+            raise StepFailed(f"Triton can't load {model}: {said}; see {log_file}") from None
+        except StubDied:
+            kill(server.pid)  # told to end, it would wait for those models; and the call for it
+            raise
+
+
+class StubDied(StepFailed):
+    """A process in which a model of the server's was to run has ended before it said a word to the server."""
+
+
+def require_stubs(pid: int, log_file: Path) -> None:
+    """Raises StubDied where a server waits for a model's process that has ended: it would wait for ever.
+
+    It takes note of those that end in the usual way at once; what has ended and is still its child after a second, it
+    knows nothing of.
+    """
+    if ended_children(pid):
+        time.sleep(1)
+        if left := ended_children(pid):
+            raise StubDied(
+                f"the process of a model ended as soon as Triton had started it ({len(left)} did): {why(log_file)}; "
+                f"see {log_file}"
+            )
+
+
+def ended_children(pid: int) -> set[int]:
+    """The children of a process that have ended, and that it has not asked for yet."""
+    import psutil
+
+    found = set()
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(pid).children():
+            with suppress(psutil.NoSuchProcess):
+                if child.status() == psutil.STATUS_ZOMBIE:
+                    found.add(child.pid)
+    return found
 
 
 @contextmanager
@@ -245,23 +299,59 @@ def remove_left_over(folder: Path) -> None:
 
 
 def end_servers(folder: Path) -> None:
-    """Kills servers whose model repository is in a folder, and the processes of their models.
+    """Kills servers whose model repository is in a folder, and the processes of their models."""
+    import psutil
 
-    The latter notice by themselves that their server is gone, but not while they start.
+    for process in psutil.process_iter(["cmdline"]):
+        if serves_from(folder, process, process.info["cmdline"] or []):
+            log.warning("ending what a killed stage has left: pid %d", process.pid)
+            kill(process.pid)
+
+
+def serves_from(folder: Path, process, words: list[str]) -> bool:
+    """Whether a process is Triton, or that of a model, and its repository is in a folder."""
+    import psutil
+
+    repositories = [word.partition("=")[2] for word in words if word.startswith("--model-repository=")]
+    if any(word.startswith(SHARED_MEMORY) for word in words):
+        repositories += [word for word in words if word.endswith("/model.py")]
+    if not repositories:
+        return False
+    try:
+        here = Path(process.cwd())
+    except (psutil.Error, OSError):  # gone, or another user's
+        return False
+    found = [here / path.removeprefix(f"{HERE}/") for path in repositories]
+    return any(path.is_relative_to(place) for path in found for place in (folder, folder.resolve()))
+
+
+def kill(pid: int) -> None:
+    """Kills a server with the processes of its models, and removes the memory that they share.
+
+    They notice by themselves that their server is gone, but not while they start.
     """
     import psutil
 
-    killed = []
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if any(word.removeprefix("--model-repository=").startswith(f"{folder}/") for word in words):
-            log.warning("ending what a killed stage has left: pid %d", process.pid)
+    with suppress(psutil.NoSuchProcess):
+        server = psutil.Process(pid)
+        tree = [server, *server.children(recursive=True)]
+        regions = {Path(path) for process in tree for path in shared_memory(process)}
+        for process in tree:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-            killed.append(process)
-            for region in (word for word in words if word.startswith("triton_python_backend_shm_region_")):
-                Path("/dev/shm", region).unlink(missing_ok=True)
-    psutil.wait_procs(killed, timeout=10)
+        psutil.wait_procs(tree, timeout=10)
+        for region in regions:
+            region.unlink(missing_ok=True)
+
+
+def shared_memory(process) -> list[str]:
+    """The files in /dev/shm by which a server and a model's process exchange tensors."""
+    import psutil
+
+    with suppress(psutil.Error, OSError):
+        maps = Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8", errors="replace")
+        return re.findall(rf"/dev/shm/{SHARED_MEMORY}[\w-]+", maps)
+    return []
 
 
 def wait_until_ready(process, http_url: str, log_file: Path, timeout_s: float) -> None:
@@ -283,25 +373,34 @@ def wait_until_ready(process, http_url: str, log_file: Path, timeout_s: float) -
     )
 
 
+# What every start says on a machine without a GPU, where nothing is wrong.
+WITHOUT_A_GPU = re.compile(r"CUDA driver|CudaDriverHelper|NVML|DCGM|pinned system memory")
+# Triton's own errors, and what the shell or the loader of libraries says of a program that does not start.
+COMPLAINT = re.compile(
+    r"E\d{4} |error:|(/bin/)?(ba)?sh: |Fatal Python error|.*error while loading shared libraries|.*: not found"
+)
+
+
 def why(log_file: Path) -> str:
-    """The last complaints in a server's log, in one line."""
+    """The last complaints in a server's log as it makes them, in one line; what is said of a missing GPU is none,
+    unless there is no other."""
     lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()
-    # On a machine without a GPU every start says this.
-    complaints = [line for line in lines if re.match(r"E\d{4} |error:", line) and "CUDA driver" not in line]
-    return " | ".join(line[:400] for line in (complaints or lines)[-3:])
+    told = [line for line in lines if line.strip() and not WITHOUT_A_GPU.search(line)]
+    complaints = [line for line in told if COMPLAINT.match(line)]
+    return " | ".join(line[:400] for line in list(dict.fromkeys(complaints or told or lines))[-3:])
 
 
 def command(config: Config, models: Path, address: str, ports, load) -> tuple[list[str], dict[str, str]]:
-    """Arguments and environment of a server.
+    """Arguments and environment of a server, which is to be started in the folder that holds the model repository.
 
     Args:
         ports: HTTP, gRPC and metrics.
         load: models to load at the start.
     """
-    binary, options, path = installation(config)
+    binary, options, path = installation(config, models.parent)
     arguments = [
         binary,
-        f"--model-repository={models}",
+        f"--model-repository={HERE}/{models.name}",
         *options,
         "--model-control-mode=explicit",
         "--disable-auto-complete-config",  # the configurations are complete; asking the models takes seconds
@@ -313,8 +412,12 @@ def command(config: Config, models: Path, address: str, ports, load) -> tuple[li
     return arguments, {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
 
 
-def installation(config: Config) -> tuple[str, list[str], str]:
-    """The server's binary, the options that tell it where its backends are, and the PATH its models' Python is on."""
+def installation(config: Config, folder: Path) -> tuple[str, list[str], str]:
+    """The server's binary, the options that tell it where its backends are, and the PATH its models' Python is on.
+
+    Args:
+        folder: where the server is started, and finds its backends.
+    """
     path = os.environ.get("PATH", os.defpath)
     if config.serving.triton_env is None:
         binary = shutil.which("tritonserver")
@@ -328,28 +431,32 @@ def installation(config: Config) -> tuple[str, list[str], str]:
     found = sorted(environment.glob("lib/python3.*/site-packages/pytriton/tritonserver"))
     if not found:
         raise StepFailed(f"serving.triton_env={environment} holds no Triton server: `make envs` makes .venv/triton")
-    options = [f"--backend-directory={backends(config, found[-1])}"]
-    return str(found[-1] / "bin" / "tritonserver"), options, f"{environment / 'bin'}{os.pathsep}{path}"
+    options = [f"--backend-directory={HERE}/{backends(folder, found[-1]).name}"]
+    link(folder / "env", environment)
+    return str(found[-1] / "bin" / "tritonserver"), options, f"{HERE}/env/bin{os.pathsep}{path}"
 
 
-def backends(config: Config, server: Path) -> Path:
+def backends(folder: Path, server: Path) -> Path:
     """A folder of backends as the server wants it, with links into its environment, which is only read.
 
     The wheel keeps the Python backend's stub once per Python version, where the server does not look for it.
     """
     python = server.parents[2].name.removeprefix("python")
-    target = config.workspace / "triton" / "backends"
+    target = folder / "backends"
     (target / "python").mkdir(parents=True, exist_ok=True)
     for file in (
         server / "backends" / "python" / "libtriton_python.so",
         server / "backends" / "python" / "triton_python_backend_utils.py",
         server / "python_backend_stubs" / python / "triton_python_backend_stub",
     ):
-        link = target / "python" / file.name
-        if not link.is_symlink() or link.readlink() != file:
-            link.unlink(missing_ok=True)
-            link.symlink_to(file)
+        link(target / "python" / file.name, file)
     return target
+
+
+def link(place: Path, target: Path) -> None:
+    if not place.is_symlink() or place.readlink() != target:
+        place.unlink(missing_ok=True)
+        place.symlink_to(target)
 
 
 def free_ports(count: int) -> list[int]:
@@ -380,6 +487,7 @@ def main(arguments: list[str]) -> int:
     overrides = [a for a in arguments if a != "--by-hand"]
     copied = repository.TEMPLATES / repository.CLASSIFIER / "1"
     try:
+        proxies.prepare()
         config = without_a_run(overrides)
         if "--by-hand" in arguments and (copied / "model.onnx").is_file():
             log.warning(

@@ -6,7 +6,7 @@ import logging
 import tempfile
 from pathlib import Path
 
-from tasks import files
+from tasks import files, paths, proxies
 from tasks.config import Model
 from tasks.errors import UsageError
 
@@ -23,7 +23,7 @@ def resolve(model: Model, seed: int, workspace: Path) -> str:
     """
     if model.architecture is None:
         if not model.name.startswith((".", "/", "~")):
-            return from_hub(model.name)
+            return from_hub(model.name, workspace)
         folder = Path(model.name).expanduser()
         if not (folder / "config.json").is_file():
             raise UsageError(f"model.name={model.name}: no such folder with a config.json")
@@ -38,17 +38,24 @@ def resolve(model: Model, seed: int, workspace: Path) -> str:
     return str(folder)
 
 
-def from_hub(name: str) -> str:
-    from httpx import HTTPError
-    from huggingface_hub import snapshot_download
+def from_hub(name: str, workspace: Path) -> str:
+    """The hub's model in its own cache, or in the workspace where that one, in somebody's home, can't be written."""
+    from httpx2 import HTTPError
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
+    own = (
+        None
+        if paths.can_write(Path(constants.HF_HUB_CACHE))
+        else workspace / "models" / "cache" / "huggingface" / "hub"
+    )
     try:
-        return snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors"])
+        return snapshot_download(name, cache_dir=own, allow_patterns=["*.json", "*.txt", "*.safetensors"])
     except (OSError, ValueError, HTTPError, HfHubHTTPError) as error:
         raise UsageError(
             f"model.name={name} is neither in the local cache nor to be had from the Hugging Face hub "
-            f"({type(error).__name__}): check the name and the network, or name a folder that holds the model"
+            f"({type(error).__name__}){proxies.in_the_way('https://huggingface.co')}: check the name and the network, "
+            "or name a folder that holds the model"
         ) from None
 
 
@@ -89,7 +96,7 @@ def make_tokenizer(vocab_size: int, seed: int):
 
     with tempfile.TemporaryDirectory() as raw:
         sample.write(Path(raw), TOKENIZER_ROWS, TOKENIZER_ROWS, label_noise=0.0, seed=seed)
-        english = pl.read_csv(Path(raw) / sample.JIGSAW_FILE)["comment_text"].to_list()
-        russian = pl.read_csv(Path(raw) / sample.RUSSIAN_FILE)["comment"].to_list()
+        english = pl.read_csv(Path(raw) / sample.JIGSAW_FILE, glob=False)["comment_text"].to_list()
+        russian = pl.read_csv(Path(raw) / sample.RUSSIAN_FILE, glob=False)["comment"].to_list()
     texts = (clean(text) for text in english + russian if text)
     return Qwen2Tokenizer().train_new_from_iterator(texts, vocab_size, show_progress=False)

@@ -31,9 +31,8 @@ from tasks.serving import export_onnx, memory, repository, stage, triton
 
 def servers(workspace) -> list[int]:
     """Triton's processes that serve from this workspace, and those of its models."""
-    command_lines = {process.pid: process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])}
-    starts = (f"--model-repository={workspace}", f"{workspace}/triton")
-    return [pid for pid, words in command_lines.items() if any(word.startswith(starts) for word in words)]
+    found = psutil.process_iter(["cmdline"])
+    return [process.pid for process in found if triton.serves_from(workspace, process, process.info["cmdline"] or [])]
 
 
 TIGHT = ["gate.latency.max_ratio=0.001", "gate.override_reason=a test"]

@@ -55,10 +55,10 @@ def test_why_a_server_does_not_start_is_said(config, tmp_path):
 def test_where_there_is_no_server_the_way_out_is_named(workspace, tmp_path, monkeypatch):
     empty = load_config(workspace, f"serving.triton_env={tmp_path}")
     with pytest.raises(StepFailed, match="holds no Triton server: `make envs`"):
-        triton.installation(empty)
+        triton.installation(empty, workspace)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StepFailed, match="no tritonserver on PATH"):
-        triton.installation(load_config(workspace, "serving.triton_env=null"))
+        triton.installation(load_config(workspace, "serving.triton_env=null"), workspace)
 
 
 def test_a_run_whose_overrides_mean_nothing_any_more_does_not_keep_the_server_down(config, live, promote):
