@@ -15,7 +15,7 @@ import polars as pl
 from tasks import text_files
 from tasks.config import Source, Unpack
 from tasks.data import archives, cells, tables
-from tasks.errors import StepFailed
+from tasks.errors import Unsuitable
 from tasks.labels import LABELS, LANGUAGES, TYPES
 from tasks.text import clean
 from tasks.text_files import Unreadable
@@ -41,7 +41,7 @@ def gather(source: Source, target: Path, limits: Unpack) -> list[str]:
         One sentence for each row that is set aside.
 
     Raises:
-        StepFailed: a file cannot be read or lacks a column, or more rows are wrong than `max_bad_rows` and
+        Unsuitable: a file cannot be read or lacks a column, or more rows are wrong than `max_bad_rows` and
             `max_bad_share` of the source allow.
     """
     folder = Path(source.name).expanduser()
@@ -56,7 +56,7 @@ def gather(source: Source, target: Path, limits: Unpack) -> list[str]:
     for sentence in sentences[:20]:
         log.warning("set aside: %s", sentence)
     if len(sentences) > source.max_bad_rows and len(sentences) > source.max_bad_share * rows.height:
-        raise StepFailed(
+        raise Unsuitable(
             f"{len(sentences)} of {rows.height} rows of feedback in {folder} are wrong, more than max_bad_rows "
             f"{source.max_bad_rows} and max_bad_share {source.max_bad_share:g}; the first: {'; '.join(sentences[:3])}. "
             "Correct the export (docs/data.md), or take the file out of the folder"
@@ -70,21 +70,21 @@ def exports(folder: Path) -> list[Path]:
     """The folder's exports, by name; whatever else lies there is logged.
 
     Raises:
-        StepFailed: the folder cannot be read, or one of them is a link to nothing.
+        Unsuitable: the folder cannot be read, or one of them is a link to nothing.
     """
     try:
         there = sorted(folder.iterdir())
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise StepFailed(f"{folder} cannot be read as the folder of feedback: {error.strerror}") from None
+        raise Unsuitable(f"{folder} cannot be read as the folder of feedback: {error.strerror}") from None
     found = []
     for path in there:
         name = path.name.lower()
         if archives.is_hidden(name) or name in SYSTEM_FILES:
             log.info("passed over: %s, a hidden file or one of the system's", path)
         elif path.is_symlink() and not path.exists():
-            raise StepFailed(
+            raise Unsuitable(
                 f"{path} is a link to {os.readlink(path)}, which is not there: bring it, or remove the link"
             )
         elif not path.is_file():
@@ -105,7 +105,7 @@ def table(path: Path, place: Path, limits: Unpack) -> pl.DataFrame:
         place: a folder for the unpacked copy.
 
     Raises:
-        StepFailed: it cannot be read, is not a table, or has not the columns.
+        Unsuitable: it cannot be read, is not a table, or has not the columns.
     """
     name = os.fsencode(path.name).decode("utf-8", errors="replace")
     copy = place / "export.csv"
@@ -113,13 +113,13 @@ def table(path: Path, place: Path, limits: Unpack) -> pl.DataFrame:
     try:
         found = tables.read(io.StringIO(text_files.decoded(copy.read_bytes()), newline=""), REQUIRED + OPTIONAL)
         if missing := [column for column in REQUIRED if column not in found.names]:
-            raise StepFailed(
+            raise Unsuitable(
                 f"{path} has no column {', '.join(missing)}: its header is {found.header!r}. Required are "
                 f"{', '.join(REQUIRED)}; {', '.join(OPTIONAL)} may be there"
             )
         rows = list(found.rows)
     except Unreadable as error:
-        raise StepFailed(f"{path} is not a CSV file that can be read: {error}") from None
+        raise Unsuitable(f"{path} is not a CSV file that can be read: {error}") from None
     filled = [judged(row, found.names, name) for row in rows if row.cells]
     if not filled:
         log.warning("%s has a header and no rows", path)

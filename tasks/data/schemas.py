@@ -7,7 +7,7 @@ import polars as pl
 
 from tasks.config import Config, Source
 from tasks.data import cells, feedback, sources, tables
-from tasks.errors import StepFailed
+from tasks.errors import StepFailed, Unsuitable
 from tasks.labels import LABELS
 from tasks.text_files import Unreadable
 
@@ -34,7 +34,7 @@ def read(source: Source, config: Config) -> pl.DataFrame:
 
     Raises:
         UsageError: it has not been downloaded.
-        StepFailed: it is not what its schema says.
+        Unsuitable: it is not what its schema says.
     """
     path = sources.raw_file(source, config)
     columns, frame = columns_of(source), table(path, source)
@@ -58,7 +58,7 @@ def label(frame: pl.DataFrame, column: str, name: str, source: Source, path: Pat
     Only a set that is mapped by the configuration may leave the cell of a type empty, for unknown.
 
     Raises:
-        StepFailed: a cell is something else; the message names the first.
+        Unsuitable: a cell is something else; the message names the first.
     """
     found = frame.select(cells.labels(pl.col(column), source.threshold).alias(name)).to_series()
     wrong = found.is_null().arg_true()
@@ -69,7 +69,7 @@ def label(frame: pl.DataFrame, column: str, name: str, source: Source, path: Pat
         wanted = "neither 0 nor 1" if source.threshold is None else "no share between 0 and 1"
         a_share = given is not None and source.threshold is None and cells.number(given) is not None
         hint = "; a source of schema messages may set `threshold`" if a_share else ""
-        raise StepFailed(f"{path} row {row}: {column} is {given!r}, {wanted}{hint}")
+        raise Unsuitable(f"{path} row {row}: {column} is {given!r}, {wanted}{hint}")
     return found
 
 
@@ -77,11 +77,11 @@ def table(path: Path, source: Source) -> pl.DataFrame:
     """The columns of a raw file that its schema knows, under the file's own names, as strings; and `sources.ROW`.
 
     Raises:
-        StepFailed: one is missing, or the file is not a CSV in UTF-8.
+        Unsuitable: one is missing, or the file is not a CSV in UTF-8.
     """
     wanted, has = list(dict.fromkeys(columns_of(source).values())), sources.header(path)
     if missing := [name for name in wanted if name not in has]:
-        raise StepFailed(
+        raise Unsuitable(
             f"{path.name} has no column {', '.join(missing)}, which schema {source.schema_} needs: it has "
             f"{', '.join(has[:12])}. Is `file` the right one, or has the set changed? For other columns there is "
             "schema messages with `columns`"
@@ -95,7 +95,7 @@ def tidied(path: Path, source: Source) -> int:
     One that Polars reads with the schema's columns stays byte by byte as it is.
 
     Raises:
-        StepFailed: it is no table, or not what its schema says.
+        Unsuitable: it is no table, or not what its schema says.
     """
     known = (*columns_of(source).values(), "id")
     try:
@@ -106,6 +106,6 @@ def tidied(path: Path, source: Source) -> int:
     try:
         tables.make_plain(path, known)
     except Unreadable as error:
-        raise StepFailed(f"{path.name} is not a CSV file in UTF-8: {error}") from None
+        raise Unsuitable(f"{path.name} is not a CSV file in UTF-8: {error}") from None
     log.info("%s was not a plain CSV file: it is written anew, in UTF-8 and with commas", path.name)
     return table(path, source).height

@@ -7,7 +7,7 @@ import polars as pl
 
 from tasks.config import Config, Source, Unpack
 from tasks.data import archives, cells, feedback, kaggle, sample, tables
-from tasks.errors import StepFailed, UsageError
+from tasks.errors import StepFailed, Unsuitable, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def read(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
         frame = (every.select(ROW, *columns) if columns else every).collect()
         return without_empty_rows(every, frame, frame)
     except pl.exceptions.PolarsError as error:
-        raise StepFailed(not_a_table(path, error)) from None
+        raise Unsuitable(not_a_table(path, error)) from None
 
 
 def every_row(path: Path) -> pl.LazyFrame:
@@ -106,7 +106,7 @@ def header(path: Path) -> list[str]:
     try:
         return pl.read_csv(path, infer_schema=False, n_rows=0, glob=False).columns
     except pl.exceptions.PolarsError as error:
-        raise StepFailed(not_a_table(path, error)) from None
+        raise Unsuitable(not_a_table(path, error)) from None
 
 
 def not_a_table(path: Path, error: Exception) -> str:
