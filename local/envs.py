@@ -43,7 +43,7 @@ def make(for_tests: bool = False) -> None:
         UsageError: the folder, a proxy or the Python will not do; nothing was installed.
         StepFailed: something could not be installed.
     """
-    paths.require(ROOT, *paths.PROJECT)
+    paths.require_usable(ROOT, Path(os.environ.get("TOXIC_WORKSPACE") or ROOT / "workspace"))
     environment = surroundings()
     missing = [name for name, packages in PACKAGES.items() if is_older(VENVS / name / ".done", packages)]
     if missing:

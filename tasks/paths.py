@@ -26,7 +26,7 @@ def require_usable(project: Path, workspace: Path) -> None:
 def require(path: Path, what: str, forbidden: str, why: str, way_out: str) -> None:
     """Raises UsageError where a path will not do: one of PROJECT or WORKSPACE."""
     if problem := unusable(str(path), forbidden, why):
-        raise UsageError(f"{what}, {str(path)!r}, {problem}: {way_out}; nothing was started")
+        raise UsageError(f"{what}, {str(path)!r}, {problem}: {way_out}; nothing was installed or started")
 
 
 def unusable(path: str, forbidden: str, why: str) -> str | None:

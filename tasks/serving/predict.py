@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks import address, files, step, text_files
+from tasks import address, files, proxies, step, text_files
 from tasks.errors import StepFailed, UsageError
 from tasks.labels import answer
 from tasks.text import clean_start
@@ -79,7 +79,7 @@ def answers_from(url: str, texts: list[str]) -> list[dict]:
             client.batch_size = client.max_batch_size()
             return client.classify(texts)
     except ServingError as error:
-        raise StepFailed(f"--url={url}: {error.message()}") from None
+        raise StepFailed(f"--url={url}{proxies.in_the_way(url)}: {error.message()}") from None
 
 
 def answers_of(folder: Path, texts: list[str]) -> list[dict]:

@@ -4,6 +4,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -53,7 +54,7 @@ def test_nearly_any_folder_will_do(odd):
 def test_what_no_program_takes_is_refused_in_one_line(tmp_path, monkeypatch, name, said):
     monkeypatch.setenv("HOME", "/root")
     for project, workspace in ((tmp_path / name, tmp_path), (tmp_path, tmp_path / name)):
-        with pytest.raises(UsageError, match=f"{said}.*nothing was started") as refused:
+        with pytest.raises(UsageError, match=f"{said}.*nothing was installed or started") as refused:
             paths.require_usable(project, workspace)
         assert len(str(refused.value).splitlines()) == 1
         assert ("TOXIC_WORKSPACE" in str(refused.value)) == (workspace.name == name)
@@ -70,7 +71,7 @@ def test_what_one_of_both_cannot_have_the_other_may(tmp_path):
 
 def test_services_refuse_before_anything_is_there(tmp_path):
     at = services.Place(tmp_path / "a\nb", {name: 1 for name in services.PORTS})
-    with pytest.raises(UsageError, match="nothing was started"):
+    with pytest.raises(UsageError, match="nothing was installed or started"):
         services.start(at)
     assert list(tmp_path.iterdir()) == []
 
@@ -199,3 +200,10 @@ def test_a_mirror_that_pip_is_told_of_is_uvs_too(monkeypatch):
     found = envs.surroundings()
     assert (found["UV_DEFAULT_INDEX"], found["UV_FIND_LINKS"]) == ("https://mirror.example/simple", "/wheels")
     assert "UV_TORCH_BACKEND" not in found
+
+
+def test_nothing_is_installed_for_a_workspace_that_will_not_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["envs"])
+    monkeypatch.setenv("TOXIC_WORKSPACE", str(tmp_path / "a{b}"))
+    assert envs.main() == 2
+    assert "the workspace" in capsys.readouterr().err
