@@ -108,12 +108,14 @@ def test_tables_are_read_where_a_path_looks_like_a_pattern(tmp_path):
     assert len(splits.read(workspace, "train")) == 1
 
 
-@pytest.mark.parametrize("remote", ["../dvc-remote", "/backup #1, 'old'", '/a "b" %41/проект', "s3://bucket/path"])
+@pytest.mark.parametrize("remote", ["dvc-remote", "/backup #1, 'old'", '/a "b" %41/проект', "s3://bucket/path"])
 def test_dvc_reads_the_remote_that_it_is_told(tmp_path, remote):
     from dvc.config import Config
 
-    versions.write_config(tmp_path / "config", remote)
-    assert Config.load_file(str(tmp_path / "config"))["remote"]["versions"]["url"] == remote
+    config = configuration.load(["profile=demo", f"versions.remote={remote}"])
+    files.write_text(tmp_path / "config", versions.settings(config))
+    told = Config.load_file(str(tmp_path / "config"))["remote"]["versions"]["url"]
+    assert told == ("../dvc-remote" if remote == "dvc-remote" else remote)
 
 
 def test_data_gets_a_version_in_an_odd_workspace(tmp_path):
