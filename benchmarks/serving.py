@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import json_line, tiny_versions  # noqa: E402
-from tasks.serving import build_engine, export_onnx, repository, triton  # noqa: E402
+from tasks.serving import build_engine, client, export_onnx, repository, triton  # noqa: E402
 from tasks.training import checkpoint, model  # noqa: E402
 
 ROUNDS = 5  # in turns; what is told is the median
@@ -124,14 +124,14 @@ def request(model: str, **tensors: np.ndarray):
 
 def tokenized(server, texts: list[str]) -> list[dict[str, np.ndarray]]:
     """What the server's tokenizer makes of each text: input_ids and attention_mask, [1, bucket]."""
-    from tritonclient.grpc import InferenceServerClient, InferInput
+    from tritonclient.grpc import InferInput
 
     found = []
-    with InferenceServerClient(server.url) as client:
+    with client.connect(server.url) as connection:
         for text in texts:
             tensor = InferInput("text", [1, 1], "BYTES")
             tensor.set_data_from_numpy(as_bytes(text))
-            answer = client.infer(repository.TOKENIZER, [tensor])
+            answer = connection.infer(repository.TOKENIZER, [tensor])
             found.append({name: answer.as_numpy(name) for name in ("input_ids", "attention_mask")})
     return found
 

@@ -24,7 +24,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 import psutil
-from tritonclient.grpc import InferenceServerClient
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -260,7 +259,7 @@ def ask_until_told(url: str, http_url: str, clients: int, pipe) -> None:
                 failures.append(f"{at}: {error!r}")
 
     def over_grpc():
-        with InferenceServerClient(url) as connection:
+        with client.connect(url) as connection:
             until_stopped(lambda: client.ask(connection, [TEXT])[0]["version"])
 
     def over_http():
