@@ -11,20 +11,24 @@ Needs a run up to `evaluate`; a larger sample has enough toxic test messages:
 
 import argparse
 import sys
+from pathlib import Path
 
-import json_line
 import numpy as np
 import polars as pl
 
-from tasks import config as configuration
-from tasks.data import split_key, splits
-from tasks.labels import LANGUAGES
-from tasks.text import clean_start
-from tasks.training import checkpoint, disguises, evaluate
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import json_line  # noqa: E402
+from tasks import config as configuration  # noqa: E402
+from tasks.data import split_key, splits  # noqa: E402
+from tasks.labels import LANGUAGES  # noqa: E402
+from tasks.text import clean_start  # noqa: E402
+from tasks.training import checkpoint, disguises, evaluate  # noqa: E402
 
 
 def main(messages: int, overrides: list[str]) -> None:
-    config = configuration.load(overrides)
+    config = configuration.load(overrides, configuration.SHIPPED)
     folder = checkpoint.require(checkpoint.final(config))
     length = checkpoint.settings(folder)["max_chars"]
     cleanings = {
