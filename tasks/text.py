@@ -228,13 +228,13 @@ _TINY_WORD = re.compile(r"[^\W\d_]{3,}")
 # What each looks like in Latin letters, and in Cyrillic ones. Only letters that are hard to tell apart in print:
 # folding what is merely similar (т and t, п and n) would spoil more words than it mends.
 _LATIN_TWINS = str.maketrans(
-    "аеорсухіјѕһԁԛԝӏкүАВЕНІЈКМОРЅТХУҮԚԜѴѵёїЁЇ"
+    "аеорсухіјѕһԁԛԝӏкүАВСЕНІЈКМОРЅТХУҮԚԜӀѴѵёїЁЇ"
     "αοριικνυχγητωϲϳΑΒΕΖΗΙΚΜΝΟΡΤΥΧ"
     "օսոհցյզՕՍԼՏ"
     "ᎠᎡᎢᎥᎪᎫᎬᎳᎷᎻᎽᏀᏃᏙᏚᏞᏟᏢᏦᏧᏴ"
     "ꓐꓑꓓꓔꓖꓗꓙꓚꓜꓝꓟꓠꓡꓢꓣꓦꓧꓪꓫꓬꓮꓰꓲꓳꓴ"
     "ⅠⅤⅩⅬⅭⅮⅯⅰⅴⅹⅼⅽⅾⅿ",
-    "aeopcyxijshdqwlkyABEHIJKMOPSTXYYQWVvëïËÏ"
+    "aeopcyxijshdqwlkyABCEHIJKMOPSTXYYQWIVvëïËÏ"
     "aopiikvuxyntwcjABEZHIKMNOPTYX"
     "ounhgjqOULS"
     "DRTiAJEWMHYGZVSLCPKdB"

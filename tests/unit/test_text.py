@@ -74,6 +74,12 @@ def test_letters_in_disguise_become_what_they_look_like(disguised, plain):
     assert clean(disguised) == plain == clean(plain)
 
 
+@pytest.mark.parametrize("latin, cyrillic", zip("aceopxyikABCEHIKMOPTXY", "асеорхуікАВСЕНІКМОРТХУ"))
+def test_every_letter_that_looks_alike_in_both_scripts_is_read_in_either(latin, cyrillic):
+    assert clean(f"w{cyrillic}w W{cyrillic}W") == f"w{latin}w W{latin}W"
+    assert clean(f"ж{latin}ж Ж{latin}Ж") == f"ж{cyrillic}ж Ж{cyrillic}Ж"
+
+
 @pytest.mark.parametrize(
     "text",
     [
