@@ -13,6 +13,11 @@ from tasks.errors import StepFailed
 
 log = logging.getLogger(__name__)
 
+
+class Damaged(StepFailed, ValueError):
+    """A file that the project has written does not hold what it should."""
+
+
 # What an OSError says where there is no room: on the disk, in the quota, under the limit of a file's size.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -36,12 +41,12 @@ def read_json(path: Path):
     """What a JSON file says.
 
     Raises:
-        StepFailed: it is damaged: cut off, say, by a machine that lost its power.
+        Damaged: it is cut off, say, by a machine that lost its power.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise StepFailed(
+        raise Damaged(
             f"{path} is damaged ({error}): put it back from a backup, or remove it and run again what writes it"
         ) from None
 
@@ -52,7 +57,7 @@ def read_note(path: Path) -> dict:
         return read_json(path)
     except FileNotFoundError:
         return {}
-    except StepFailed as damaged:
+    except Damaged as damaged:
         log.warning("%s", damaged)
         return {}
 
