@@ -87,8 +87,8 @@ def cleaned(data: Data) -> list[pl.Expr]:
     something else than what stood there."""
     raw = pl.col("text")
     text = messages.cleaned(raw, data.max_chars)
-    spaced = split_key.cleaned(raw).str.slice(0, data.max_chars).str.strip_chars_end(" ")
-    return [text, pl.when(text != spaced).then(raw.str.slice(0, data.max_chars)).alias("original")]
+    changed = text != split_key.cleaned(raw, data.max_chars)
+    return [text, pl.when(changed).then(raw.str.slice(0, data.max_chars)).alias("original")]
 
 
 def without_disguised_copies(splits: dict[str, pl.DataFrame]) -> tuple[dict[str, pl.DataFrame], pl.DataFrame]:

@@ -24,16 +24,17 @@ _SHORT = 1000  # characters whose accents Python sorts within a millisecond or t
 
 def hashed(text: pl.Expr, length: int) -> pl.Expr:
     """The hash (uint64) that names each message (string, without nulls), by its first `length` characters."""
-    return messages.hashed(messages.key(cleaned(text).str.slice(0, length).str.strip_chars_end(" ")))
+    return messages.hashed(messages.key(cleaned(text, length)))
 
 
-def cleaned(text: pl.Expr) -> pl.Expr:
-    """`clean` of each text, most of them without leaving Polars."""
-    return text.map_batches(
+def cleaned(text: pl.Expr, length: int) -> pl.Expr:
+    """The first `length` characters of `clean` of each text, most of them without leaving Polars."""
+    whole = text.map_batches(
         lambda texts: messages.by_hand(texts, texts.str.contains(f"[^{_SIMPLE}]"), clean),
         return_dtype=pl.String,
         is_elementwise=True,
     )
+    return whole.str.slice(0, length).str.strip_chars_end(" ")
 
 
 def clean(text: str) -> str:
