@@ -107,9 +107,9 @@ def example(network, messages: int, length: int) -> torch.Tensor:
 
 def real_rows(config: Config, tokenizer, max_length: int, messages: int) -> dict[int, list[list[int]]]:
     """Token ids of rows of the test split by the bucket they are padded to."""
-    import polars as pl
+    from tasks.data import splits
 
-    texts = pl.read_parquet(export_onnx.test_split(config), columns=["text"])["text"].to_list()[:messages]
+    texts = splits.read(config.workspace, "test")["text"].to_list()[:messages]
     ids = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
     rows = {bucket: [] for bucket in config.serving.buckets}
     for row in ids:

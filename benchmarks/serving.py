@@ -18,13 +18,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import json_line, tiny_versions  # noqa: E402
-from tasks.serving import build_engine, client, export_onnx, repository, triton  # noqa: E402
+from tasks.data import splits  # noqa: E402
+from tasks.serving import build_engine, client, repository, triton  # noqa: E402
 from tasks.training import checkpoint, model  # noqa: E402
 
 ROUNDS = 5  # in turns; what is told is the median
@@ -39,7 +39,7 @@ def main() -> None:
         config = tiny_versions.configure(Path(place))
         tiny_versions.prepare(config)
         run = tiny_versions.staged(config, 1)
-        texts = pl.read_parquet(export_onnx.test_split(config), columns=["text"])["text"].to_list()
+        texts = splits.read(config.workspace, "test")["text"].to_list()
         _, engine = build_engine.of_run(config, run)
         with ExitStack() as stack:
             joined, single = (

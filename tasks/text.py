@@ -78,12 +78,12 @@ def _plain(text: str) -> str:
 # What nobody sees -----------------------------------------------------------------------------------------------------
 
 # Unicode's default-ignorable code points, annotations between lines, and letters and symbols that are blank.
-_IGNORABLE = (
+IGNORABLE = (
     r"\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164"
     r"\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d159\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
 # A region's flag, Scotland's for one, is a black flag and the region's code in such characters: it stays whole.
-_HIDDEN = re.compile(rf"\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{{3,6}}\U000e007f|[{_IGNORABLE}]+")
+_HIDDEN = re.compile(rf"\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{{3,6}}\U000e007f|[{IGNORABLE}]+")
 _JOINER, _NON_JOINER, _BRAILLE_SPACE, _KEYCAP = "\u200d", "\u200c", "\u2800", "\u20e3"
 
 _EMOJI = re.compile(  # symbols that may be emoji, and the tones of skin
@@ -103,7 +103,7 @@ _HAS_VARIANTS = re.compile(rf"{_HAN.pattern}|[\u1000-\u109f\u2200-\u22ff\u3001\u
 # After any other character nothing of it shapes anything: most goes by this, without asking character by character.
 _AFTER_NOTHING = re.compile(
     f"(?<![{''.join(one.pattern.strip('[]') for one in (_EMOJI, _JOINS, _BRAILLE, _HAN))}"
-    rf"\u2200-\u22ff\u3001\u3002\uff01-\uff1f0-9#*{_IGNORABLE}{_KEYCAP}])[{_IGNORABLE}]+"
+    rf"\u2200-\u22ff\u3001\u3002\uff01-\uff1f0-9#*{IGNORABLE}{_KEYCAP}])[{IGNORABLE}]+"
 )
 
 

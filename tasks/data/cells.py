@@ -12,12 +12,14 @@ from datetime import date, datetime, timedelta, timezone
 
 import polars as pl
 
+from tasks.text import IGNORABLE
+
 OLDEST = datetime(2000, 1, 1, tzinfo=timezone.utc)
 AHEAD = timedelta(days=1)  # a clock may be wrong by its time zone, not by more
 
 LONGEST = 64  # characters of a cell that is a label or a date
-# Marks of writing direction, zero-width characters, NUL, and the Ctrl-Z that ends a file in DOS: nobody sees them.
-_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\x00\x1a]")
+# What nobody sees in a text either, NUL, and the Ctrl-Z that ends a file in DOS.
+_UNSEEN = re.compile(rf"[{IGNORABLE}\x00\x1a]")
 _DASHES = re.compile("[\u2010-\u2015\u2212]")
 
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d{1,3})?", re.IGNORECASE)

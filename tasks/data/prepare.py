@@ -36,7 +36,7 @@ def run(config: Config, run: Run) -> dict:
     del rows  # at full size, half of the memory
     keep = sampled(unique, config.data)
     gone |= {"empty": empty, "over_max_samples": unique.filter(~keep)}
-    splits = split(unique.filter(keep).with_columns(cleaned(config.data)), config.data)
+    splits = split(cleaned(unique.filter(keep), config.data), config.data)
     splits, gone["disguised"] = without_disguised_copies(splits)
     splits["train"], gone["near_duplicate"] = without_near_duplicates(splits, config.data)
     dropped = {reason: gone[reason].height for reason in card.REASONS}
@@ -82,13 +82,14 @@ def read(config: Config) -> tuple[pl.DataFrame, pl.DataFrame]:
     return pl.concat(filled), pl.concat(empty)
 
 
-def cleaned(data: Data) -> list[pl.Expr]:
-    """The text as it is trained on, cleaned and cut to `max_chars`; and as it was written, where a reader of it saw
-    something else than what stood there."""
+def cleaned(rows: pl.DataFrame, data: Data) -> pl.DataFrame:
+    """The rows with the text as it is trained on, cleaned and cut to `max_chars`; and with `original`, the text as it was
+    written, where a reader of it saw something else than what stood there."""
     raw = pl.col("text")
-    text = messages.cleaned(raw, data.max_chars)
-    changed = text != split_key.cleaned(raw, data.max_chars)
-    return [text, pl.when(changed).then(raw.str.slice(0, data.max_chars)).alias("original")]
+    before = split_key.cleaned(raw, data.max_chars)
+    rows = rows.with_columns(shown=messages.cleaned(raw, data.max_chars))
+    original = pl.when(pl.col("shown") != before).then(raw.str.slice(0, data.max_chars))
+    return rows.with_columns(original=original, text="shown").drop("shown")
 
 
 def without_disguised_copies(splits: dict[str, pl.DataFrame]) -> tuple[dict[str, pl.DataFrame], pl.DataFrame]:

@@ -115,7 +115,7 @@ def test_copies_that_only_cleaning_shows_are_merged_inside_their_split():
         "val": rows(("thаnks", 0), ("welcome", 0)),
         "test": rows(("ｗelcome", 0), ("good day", 0)),
     }
-    splits = {name: frame.with_columns(prepare.cleaned(data())) for name, frame in splits.items()}
+    splits = {name: prepare.cleaned(frame, data()) for name, frame in splits.items()}
     kept, gone = prepare.without_disguised_copies(splits)
     assert {name: frame["text"].to_list() for name, frame in kept.items()} == {
         "train": ["you clown"],
