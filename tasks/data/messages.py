@@ -8,6 +8,7 @@ import polars_hash  # noqa: F401  (registers the namespace `nchash`)
 from tasks.text import CONTROL, MIXED, SIMPLE, clean_start
 
 _NEEDS_PYTHON = f"[^{SIMPLE}]|{MIXED}"
+_SHOWN = "[A-Za-zА-яё0-9]"
 _GAP = rf" *[\s{CONTROL}--\x20][\s{CONTROL}]*| {{2,}}"  # `--` takes the space away: a single one is no gap
 
 # Copies of a message may differ in case and in punctuation, but not in what masks a letter: f**k, @ss, $hit.
@@ -24,14 +25,28 @@ def cleaned(text: pl.Expr, length: int) -> pl.Expr:
     return text.map_batches(of_batch, return_dtype=pl.String, is_elementwise=True)
 
 
+def empty(text: pl.Expr, length: int) -> pl.Expr:
+    """Whether cleaning leaves nothing of each text (string, without nulls). What shows a letter or a digit needs none."""
+
+    def of_batch(texts: pl.Series) -> pl.Series:
+        unsure = ~texts.str.contains(_SHOWN) | texts.str.contains("&", literal=True)
+        if not unsure.any():
+            return unsure
+        return unsure & in_place([not clean_start(one, length) for one in texts.filter(unsure)], unsure)
+
+    return text.map_batches(of_batch, return_dtype=pl.Boolean, is_elementwise=True)
+
+
 def by_hand(texts: pl.Series, hard: pl.Series, clean: Callable[[str], str]) -> pl.Series:
     """The `hard` texts (bool) as `clean` leaves them; in the others the gaps are closed, all that they need."""
     easy = texts.str.replace_all(_GAP, " ").str.strip_chars(" ")
-    if not hard.any():
-        return easy
-    cleaned_ones = pl.Series([clean(text) for text in texts.filter(hard)], dtype=pl.String)
-    place = (hard.cum_sum().cast(pl.Int64) - 1).clip(0)  # of a hard text in `cleaned_ones`
-    return easy.zip_with(~hard, cleaned_ones.gather(place))
+    return easy.zip_with(~hard, in_place([clean(text) for text in texts.filter(hard)], hard)) if hard.any() else easy
+
+
+def in_place(values: list, chosen: pl.Series) -> pl.Series:
+    """The values, one at least, in the rows that are chosen (bool), in their order; in the others any of them."""
+    place = (chosen.cum_sum().cast(pl.Int64) - 1).clip(0)
+    return pl.Series(values).gather(place)
 
 
 def key(text: pl.Expr) -> pl.Expr:

@@ -73,7 +73,7 @@ def read(config: Config) -> tuple[pl.DataFrame, pl.DataFrame]:
         raw = schemas.read(source, config)
         named = raw.lazy().select(
             hash=split_key.hashed(pl.col("text"), config.data.max_chars),
-            empty=messages.cleaned(pl.col("text"), config.data.max_chars) == "",
+            empty=messages.empty(pl.col("text"), config.data.max_chars),
         )
         named = named.collect(engine="streaming")
         rows = raw.with_columns(named["hash"])
