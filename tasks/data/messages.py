@@ -26,7 +26,7 @@ def cleaned(text: pl.Expr, length: int) -> pl.Expr:
 
 
 def empty(text: pl.Expr, length: int) -> pl.Expr:
-    """Whether cleaning leaves nothing of each text (string, without nulls). What shows a letter or a digit needs none."""
+    """Whether cleaning leaves nothing of each text (string, without nulls); most show a letter or a digit."""
 
     def of_batch(texts: pl.Series) -> pl.Series:
         unsure = ~texts.str.contains(_SHOWN) | texts.str.contains("&", literal=True)

@@ -83,8 +83,8 @@ def read(config: Config) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def cleaned(rows: pl.DataFrame, data: Data) -> pl.DataFrame:
-    """The rows with the text as it is trained on, cleaned and cut to `max_chars`; and with `original`, the text as it was
-    written, where a reader of it saw something else than what stood there."""
+    """The rows with the text as it is trained on, cleaned and cut to `max_chars`; and with `original`, the text as it
+    was written, where a reader of it saw something else than what stood there."""
     raw = pl.col("text")
     before = split_key.cleaned(raw, data.max_chars)
     rows = rows.with_columns(shown=messages.cleaned(raw, data.max_chars))
