@@ -32,6 +32,9 @@ _SIMPLE = re.compile(f"[{SIMPLE}]*")
 _MIXED = re.compile(MIXED)
 _GAP = re.compile(rf"[\s{CONTROL}\ud800-\udfff]+")
 
+# Bytes of a message that a server takes. It judges a start; of more than this, what nobody sees would be nearly all.
+LONGEST = 2**20
+
 # `&amp;amp;quot;` is escaped three times. How often an ampersand is does not matter; other things are unpacked as often
 # as this. A message made to go on for ever is not worth the time.
 _MAX_ESCAPES = 8

@@ -20,16 +20,14 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
 from tasks import address, proxies
+from tasks.text import LONGEST
 
 MODEL = "toxic_text"
 REQUEST_BYTES = 2**22  # messages of a megabyte go out a few at a time, so that others' requests get in between
-MAX_MESSAGE_BYTES = 2**26
 # A channel that has lost its server waits up to two minutes before it looks again, unless it is told otherwise.
 CHANNEL = {
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 1000,
-    "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
-    "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
 }
 
 
@@ -193,10 +191,16 @@ def encode(text: str) -> bytes:
 
 
 def batches(texts: list[str], size: int) -> Iterator[list[str]]:
-    """At most `size` messages each, and no more bytes than REQUEST_BYTES unless one message alone has them."""
+    """At most `size` messages each, and no more bytes than REQUEST_BYTES.
+
+    Raises:
+        TooLarge: a message has more than servers take.
+    """
     batch, total = [], 0
     for text in texts:
         length = len(encode(text))
+        if length > LONGEST:
+            raise TooLarge(f"a message has {length} bytes, servers take {LONGEST} at most: shorten its text")
         if batch and (len(batch) == size or total + length > REQUEST_BYTES):
             yield batch
             batch, total = [], 0

@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 from tasks import files, integrity, labels
 from tasks.errors import StepFailed
 from tasks.serving import client, repository, triton
-from tasks.text import clean, clean_start
+from tasks.text import LONGEST, clean, clean_start
 
 MEGABYTE = 2**20
 TEXTS = {
@@ -53,6 +53,11 @@ REFUSED = {
     "wrong dtype": ("toxic_text", {TEXT: ones(1, 1)}, "data-type"),
     "two texts in a row": ("toxic_text", {TEXT: texts(1, 2)}, "shape"),
     "no batch dimension": ("toxic_text", {TEXT: texts(1)}, "shape"),
+    "more than a message may have": (
+        "toxic_text",
+        {TEXT: np.array([[b"a" * (LONGEST + 1)]], dtype=object)},
+        "1048577 bytes",
+    ),
     "batch over the maximum": ("toxic_text", {TEXT: texts(33, 1)}, "batch-size must be <= 32"),
     "missing text": ("toxic_text", {}, "1 inputs|at least one input"),
     "extra text input": ("toxic_text", {TEXT: texts(1, 1), "more": texts(1, 1)}, "more|but got 2"),

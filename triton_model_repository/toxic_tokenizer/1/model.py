@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from integrity import changed
-from text import clean_start
+from text import LONGEST, clean_start
 from tokenizers import Tokenizer
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # several instances share the cores, not the threads of each
@@ -26,13 +26,23 @@ class TritonPythonModel:
         self.tokenizer.encode_batch_fast(["the first message takes longer than those that follow"])
 
     def execute(self, requests):
-        """All messages of the joined requests are encoded at once; each request is padded by itself."""
+        """All messages of the joined requests are encoded at once; each request is padded by itself, or refused."""
         batches = [pb_utils.get_input_tensor_by_name(r, "text").as_numpy().ravel() for r in requests]
+        fit = [all(len(text) <= LONGEST for text in batch) for batch in batches]
         texts = [
-            clean_start(text.decode("utf-8", errors="replace"), self.max_chars) for batch in batches for text in batch
+            clean_start(text.decode("utf-8", errors="replace"), self.max_chars)
+            for batch, fits in zip(batches, fit)
+            for text in (batch if fits else ())
         ]
         rows = iter(self.tokenizer.encode_batch_fast(texts))
-        return [self.response([next(rows).ids or [self.pad_id] for _ in batch]) for batch in batches]
+        return [
+            self.response([next(rows).ids or [self.pad_id] for _ in batch]) if fits else self.refusal(batch)
+            for batch, fits in zip(batches, fit)
+        ]
+
+    def refusal(self, batch):
+        complaint = f"a message has {max(map(len, batch))} bytes, {LONGEST} is the most that is taken: shorten it"
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(complaint, pb_utils.TritonError.INVALID_ARG))
 
     def response(self, rows):
         """Padded to a bucket rather than to the longest row: only requests of equal length can share a batch."""
