@@ -7,6 +7,7 @@ travel as JSON in the environment; nothing that a person typed meets a shell or 
 
 import difflib
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -33,7 +34,7 @@ from requests import RequestException
 from dags import configured, orphans
 from docker import APIClient
 from docker.errors import DockerException
-from docker.types import DeviceRequest, Mount
+from docker.types import DeviceRequest, Mount, Ulimit
 
 ROOT = Path(__file__).resolve().parents[1]
 SKIP, BAD_USAGE = 99, 2  # exit codes of commands.py
@@ -310,6 +311,8 @@ class DockerStep(DockerOperator):
             cap_drop=["ALL"],
             security_opt=["no-new-privileges:true"],
             pids_limit=4096,
+            memswap_limit=os.environ.get("TOXIC_STEP_MEMORY"),  # with swap: none beyond its memory
+            ulimits=[Ulimit(name="core", soft=0, hard=0)],  # a core would hold people's messages and secrets
             read_only=True,
             tmpfs={"/tmp": "exec"},
             init=True,  # else the step is process 1, which no SIGTERM ends before Python has come to handle it
@@ -443,8 +446,19 @@ def run_slug(dag_id: str, run_id: str) -> str:
 
     >>> run_slug("toxicity_weekly", "scheduled__2026-11-23T03:00:00+00:00")
     'weekly-scheduled__2026-11-23T03-00-00-00-00'
+    >>> run_slug("toxicity_weekly", "a:b"), run_slug("toxicity_weekly", "a+b"), run_slug("toxicity_weekly", "a-b")
+    ('weekly-a-b-eb5b3573', 'weekly-a-b-13ffa3c1', 'weekly-a-b')
     """
-    return re.sub(r"[^A-Za-z0-9._-]", "-", f"{dag_id.removeprefix('toxicity_')}-{run_id}")[:200]
+    whole = f"{dag_id.removeprefix('toxicity_')}-{run_id}"
+    plain = re.sub(r"[^A-Za-z0-9._-]", "-", whole)
+    # An id that loses something, or that somebody typed like the name of another one, is told apart by its hash.
+    if _AIRFLOWS_OWN_ID.fullmatch(run_id) or whole == plain and len(plain) <= 200 and not _LIKE_A_SLUG.search(run_id):
+        return plain
+    return f"{plain[:191]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+
+
+_AIRFLOWS_OWN_ID = re.compile(r"[a-z_]+__\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00(_\w+)?")
+_LIKE_A_SLUG = re.compile(r"__\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d|-[0-9a-f]{8}$")
 
 
 def run_url(dag_id: str, run_id: str) -> str:

@@ -1,6 +1,7 @@
 """From a list of steps to Airflow tasks: parameters, environments, both runners."""
 
 import json
+import re
 import os
 import subprocess
 import time
@@ -129,8 +130,16 @@ def test_the_run_folder_is_named_by_dag_and_run():
     assert steps.run_slug("toxicity_weekly", "manual__2026-11-24T03:00:00+00:00") == (
         "weekly-manual__2026-11-24T03-00-00-00-00"
     )
-    assert steps.run_slug("toxicity_release", "../../x y") == "release-..-..-x-y"
-    assert len(steps.run_slug("toxicity_weekly", "x" * 250)) == 200
+    assert re.fullmatch("release-..-..-x-y-[0-9a-f]{8}", steps.run_slug("toxicity_release", "../../x y"))
+
+
+def test_no_two_runs_share_a_folder():
+    ids = ["a:b", "a+b", "a-b", "x" * 250, "x" * 251, "manual__2026-11-24T03:00:00+00:00"]
+    ids += ["manual__2026-11-24T03-00-00-00-00", "manual__2026-11-24T03-00-00+00:00"]
+    named = [steps.run_slug("toxicity_weekly", one) for one in ids]
+    hashed = [one.removeprefix("weekly-") for one in named if re.search("-[0-9a-f]{8}$", one)]
+    named += [steps.run_slug("toxicity_weekly", one) for one in hashed]  # typed by somebody who has seen a folder
+    assert len(set(named)) == len(named) and all(len(one) <= 200 for one in named)
 
 
 def test_a_result_is_the_json_of_the_last_line_or_nothing():
