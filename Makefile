@@ -94,8 +94,10 @@ secrets: ## the stack's passwords, those that are missing; PROFILE=cpu or gpu wr
 
 up: ## build what has changed, start the stack and wait until all of it answers
 	@[ ! -e .env ] || { $(NAME_SECRETS); }
+	@docker/check.sh settings
 	@$(COMPOSE) build
 	@$(COMPOSE) up --detach --wait --no-build
+	@docker/check.sh running
 
 logs: ## what the stack says, as it says it
 	@$(COMPOSE) logs --follow --tail=50

@@ -52,6 +52,7 @@ def test_every_service_has_its_limits_and_no_rights(stack, profile):
     assert f"triton-{profile}" in config["services"]
     for name, service in config["services"].items():
         assert int(service["mem_limit"]) > 0 and service["cpus"] > 0, name
+        assert service["memswap_limit"] == service["mem_limit"] and service["pids_limit"] == 2048, name
         assert service["restart"] == ("no" if name in ("init", "commands") else "unless-stopped"), name
         assert service["read_only"] and service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
@@ -86,6 +87,13 @@ def test_an_empty_secret_stops_the_start_with_its_name(stack, tmp_path):
     mount = f"{empty}:/run/secrets/{empty.name}:ro"
     done = stack.run("docker", "run", "--rm", "--volume", mount, f"{stack.name}-trainer", "true", check=False)
     assert done.returncode == 2 and "MLFLOW_TRACKING_PASSWORD is empty" in done.stderr
+
+
+def test_no_service_writes_a_core(stack):
+    """It would hold people's messages and passwords."""
+    for service in stack.health():
+        limits = json.loads(inspect(stack, stack.container(service), "{{json .HostConfig.Ulimits}}"))
+        assert {"Name": "core", "Hard": 0, "Soft": 0} in limits, service
 
 
 def test_everything_is_healthy(stack):
@@ -163,6 +171,8 @@ def test_no_step_ran_as_root_or_with_more_than_it_needs(served):
         assert found["Config"]["User"] == "10001:10001", step
         host = found["HostConfig"]
         assert not host["Privileged"] and host["Memory"] == 4 * 2**30 and host["PidsLimit"] == 4096, step
+        assert host["MemorySwap"] == host["Memory"], step
+        assert host["Ulimits"] == [{"Name": "core", "Soft": 0, "Hard": 0}], step
         assert host["CapDrop"] == ["ALL"] and host["SecurityOpt"] == ["no-new-privileges:true"], step
         assert host["ReadonlyRootfs"] and host["Tmpfs"] == {"/tmp": "exec"} and host["Init"], step
         mounts = {mount["Destination"] for mount in found["Mounts"]}
