@@ -29,8 +29,8 @@ TEXTS = {
     "special tokens": b"<|endoftext|><|endoftext|>",
     "1 MB without a space": b"a" * MEGABYTE,
     "1 MB of words": b"you idiot " * (MEGABYTE // 10),
-    "1 MB of accents": ("a" + "\u0301\u0323" * (MEGABYTE // 4)).encode(),
-    "1 MB of entities": b"&" + b"amp;" * (MEGABYTE // 4),
+    "1 MB of accents": ("a" + "\u0301\u0323" * (MEGABYTE // 4 - 1)).encode(),
+    "1 MB of entities": b"&" + b"amp;" * (MEGABYTE // 4 - 1),
 }
 IDS, MASK, TEXT = "input_ids", "attention_mask", "text"
 

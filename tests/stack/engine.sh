@@ -14,8 +14,8 @@ repository=${repository:-http://deb.debian.org/debian}
 
 install_engine() {
     command -v dockerd >/dev/null && command -v debootstrap >/dev/null && return
-    apt-get update --quiet
-    DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends docker.io debootstrap
+    apt-get -o DPkg::Lock::Timeout=600 update --quiet
+    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install --yes --quiet --no-install-recommends docker.io debootstrap
 }
 
 install_plugins() { # Compose and buildx, which Debian has from its next release on; they need only libc
