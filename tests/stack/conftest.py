@@ -159,6 +159,21 @@ def wait_for(condition, timeout: float, story=lambda: ""):
     return found
 
 
+def answers(stack) -> int | None:
+    try:
+        return stack.ask()["version"]
+    except httpx.HTTPError:
+        return None
+
+
+def kill_main_process(stack, service: str, name: bytes) -> None:
+    """As the kernel would, out of memory: Docker takes `docker kill` for a wish and would not start it again."""
+    container = stack.container(service)
+    top = stack.run("docker", "top", container, "-eo", "pid,args").stdout.splitlines()[1:]
+    pids = [line.split(maxsplit=1)[0] for line in top if name.decode() in line.split(maxsplit=1)[1]]
+    subprocess.run(["kill", "-KILL", *pids], check=True)
+
+
 def figure(name: str, value: float, unit: str = "s") -> None:
     """A measured figure, as the benchmarks print theirs (benchmarks/results)."""
     print()

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from asking import CLIENTS, Clients
-from conftest import MLFLOW_URL, ROOT, SHORT, WEEKLY, figure, wait_for
+from conftest import MLFLOW_URL, ROOT, SHORT, WEEKLY, answers, figure, kill_main_process, wait_for
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -580,18 +580,3 @@ def reasons(stack, run_id: str, task: str) -> list[str]:
 
 def inspect(stack, what: str, form: str) -> str:
     return stack.run("docker", "inspect", "--format", form, what).stdout
-
-
-def answers(stack) -> int | None:
-    try:
-        return stack.ask()["version"]
-    except httpx.HTTPError:
-        return None
-
-
-def kill_main_process(stack, service: str, name: bytes) -> None:
-    """As the kernel would, out of memory: Docker takes `docker kill` for a wish and would not start it again."""
-    container = stack.container(service)
-    top = stack.run("docker", "top", container, "-eo", "pid,args").stdout.splitlines()[1:]
-    pids = [line.split(maxsplit=1)[0] for line in top if name.decode() in line.split(maxsplit=1)[1]]
-    subprocess.run(["kill", "-KILL", *pids], check=True)

@@ -2,13 +2,14 @@
 
 import json
 import resource
+import time
 from contextlib import suppress
 
 import httpx
 import numpy as np
 import pytest
 from attacks import INFER, Watchers, bomb, hold_slow_sockets, in_parallel, post
-from conftest import figure
+from conftest import answers, figure, kill_main_process, wait_for
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
@@ -132,3 +133,13 @@ def test_streams_over_grpc_are_refused_in_words(stack, served):
             triton.async_stream_infer("toxic_text", [message])
         triton.stop_stream()
     assert len(answers) == 1 and "use ModelInfer" in answers[0]
+
+
+@pytest.mark.parametrize(("service", "program"), [("gateway", b"haproxy"), ("triton-cpu", b"tritonserver")])
+def test_what_is_killed_answers_again_by_itself(stack, served, service, program):
+    version = answers(stack)
+    kill_main_process(stack, service, program)
+    killed = time.monotonic()
+    assert wait_for(lambda: answers(stack), 120) == version
+    figure(f"seconds_without_{service}", time.monotonic() - killed)
+    stack.wait_healthy()
