@@ -1,4 +1,4 @@
-"""A limit on failed logins, for Airflow (dags/plugins/login_limit.py) and for MLflow (mlflow_app.py).
+"""A limit on failed logins, for Airflow (airflow_logins.py) and for MLflow (mlflow_app.py).
 
 All clients of the stack come from one address, a reverse proxy's or the Docker gateway's, so an address alone tells
 nobody apart. Failures are counted for a user name at an address; and on a device that has logged in as that user
@@ -6,10 +6,15 @@ before, for the device, which a signed cookie names. So guesses at a password ke
 device waiting as long as they go on, and nobody else: no other user, and nobody who has been here before.
 """
 
+import asyncio
 import hashlib
 import hmac
+import logging
 import secrets
 import time
+from weakref import WeakValueDictionary
+
+log = logging.getLogger(__name__)
 
 FAILURES = 10  # a person who mistypes has enough of them; a guesser has 14,400 a day, against passwords of 120 bits
 SECONDS = 60
@@ -25,6 +30,11 @@ class LoginLimit:
     def __init__(self, clock=time.monotonic):
         self.clock = clock
         self.failed: dict[tuple, list] = {}  # key: [failures, since when]
+        self.locks = WeakValueDictionary()
+
+    def one_at_a_time(self, key: tuple) -> asyncio.Lock:
+        """Held while a password is looked at, so that many requests at once are no more tries."""
+        return self.locks.setdefault(key, asyncio.Lock())
 
     def wait(self, key: tuple) -> int:
         """Seconds until a login with this key is looked at again; 0: now."""
@@ -43,6 +53,8 @@ class LoginLimit:
         if entry[1] + SECONDS <= now:
             entry[:] = [0, now]
         entry[0] += 1
+        if entry[0] == FAILURES:
+            log.warning("%d failed logins of %.100r from %.100r within a minute", FAILURES, *key)
 
 
 class Devices:
@@ -81,3 +93,8 @@ class Devices:
 def plain(user: str) -> str:
     """A user name as the servers compare it, or more loosely; of a bounded length."""
     return user.strip().casefold()[:100]
+
+
+def too_many(wait: int) -> str:
+    """For the answer to a login that is not looked at; `wait` in seconds."""
+    return f"{FAILURES} logins of this user have failed within a minute: try again in {wait} s"

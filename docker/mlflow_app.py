@@ -9,27 +9,22 @@ reviewer writes is done here, so that MLflow itself lets the reviewer read alone
 has to be on PYTHONPATH.
 """
 
-import asyncio
 import base64
 import binascii
 import json
-import logging
 import os
 import re
-from weakref import WeakValueDictionary
 
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 from graphql import GraphQLError, OperationDefinitionNode, OperationType, parse
-from login_limit import FAILURES, Devices, LoginLimit
+from login_limit import Devices, LoginLimit, too_many
 from mlflow.entities.model_registry import ModelVersionTag
 from mlflow.exceptions import MlflowException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from tasks import config
-
-log = logging.getLogger("mlflow.toxic")
 
 # `*` is one part of a path, `**` all that follows. Without a slash in front it is under /api/2.0/ and its sisters.
 OPEN = """
@@ -113,7 +108,7 @@ class Roles:
 
     def __init__(self, app, auth, model: str, secret: str, secure: bool):
         self.app, self.auth, self.secure = app, auth, secure
-        self.failures, self.devices, self.looking = LoginLimit(), Devices(secret), WeakValueDictionary()
+        self.failures, self.devices = LoginLimit(), Devices(secret)
         self.open, self.read, self.steps = on(OPEN), on(READ), on(READ + STEPS)
         self.graphql, self.delete_version = on(GRAPHQL), on(DELETE_VERSION)
         version = {"name": re.escape(model), "version": "[0-9]{1,9}"}
@@ -157,16 +152,12 @@ class Roles:
         headers = Headers(scope=scope)
         name, password = credentials(headers)
         key = self.devices.key(name, scope["client"][0] if scope["client"] else "", headers.get("cookie", ""))
-        # One after another, so that many at once are no more tries; what was right a minute ago takes no time.
-        async with self.looking.setdefault(key, asyncio.Lock()):
+        async with self.failures.one_at_a_time(key):
             if wait := self.failures.wait(key):
-                words = f"more than {FAILURES} failed logins of this user a minute: try again in {wait} s"
-                raise Answered(error(429, "REQUEST_LIMIT_EXCEEDED", words, {"Retry-After": str(wait)}))
+                raise Answered(error(429, "REQUEST_LIMIT_EXCEEDED", too_many(wait), {"Retry-After": str(wait)}))
             user = await run_sync(self.auth._authenticate_cached, name, password)
             if user is None:
                 self.failures.count(key)
-                if self.failures.wait(key):
-                    log.warning("%d failed logins of %.100r from %s within a minute", FAILURES, name, key[1])
                 raise Answered(not_logged_in())
         # MLflow would take another login from the second of these headers on some paths.
         kept = [(key, value) for key, value in scope["headers"] if key not in (b"authorization", OTHER_LOGIN)]
