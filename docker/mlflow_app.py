@@ -86,6 +86,7 @@ DELETE mlflow/registered-models/delete-tag
 POST mlflow/registered-models/alias
 DELETE mlflow/registered-models/alias
 POST mlflow/model-versions/create
+PATCH mlflow/model-versions/update
 POST mlflow/model-versions/set-tag
 DELETE mlflow/model-versions/delete-tag
 """
@@ -116,11 +117,7 @@ class Roles:
         self.reviewer = [
             (on("POST mlflow/registered-models/alias"), {**alias, **version}, set_alias),
             (on("DELETE mlflow/registered-models/alias"), alias, delete_alias),
-            (
-                on("DELETE mlflow/registered-models/alias"),
-                {**alias, **version},
-                delete_alias,
-            ),  # as MLflow's pages say it
+            (on("DELETE mlflow/registered-models/alias"), {**alias, **version}, delete_alias),  # as MLflow's pages do
             (on("POST mlflow/model-versions/set-tag"), {**tag, "value": "(?s:.*)"}, set_tag),
             (on("DELETE mlflow/model-versions/delete-tag"), tag, delete_tag),
         ]

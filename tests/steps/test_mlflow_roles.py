@@ -170,6 +170,7 @@ LINES = {
     ],
     "make versions, runs and experiments, log figures and artifacts": [
         ("POST", "mlflow/model-versions/create", {"name": MODEL, "source": "number:///x"}),
+        ("PATCH", "mlflow/model-versions/update", {"name": MODEL, "version": "{version}", "description": "x"}),
         ("POST", "mlflow/registered-models/create", {"name": MODEL}),
         ("POST", "mlflow/experiments/create", {}),
         ("POST", "mlflow/runs/create", EXPERIMENT),
