@@ -58,15 +58,17 @@ def server(empty_store, own_mlflow_server, tmp_path_factory):
     server = own_mlflow_server(folder, store, "--app-name=toxic", **environment)
     environment = {**os.environ, **environment, "MLFLOW_BACKEND_STORE_URI": store}
     subprocess.run([sys.executable, "-c", UPGRADE, store, MODEL], cwd=ROOT, env=environment, check=True)
-    server.start()
-    for user in ("others", "guessed"):
-        account = {"username": user, "password": password(user)}
-        assert ask(server, "admin", "POST", "mlflow/users/create", account) == 200
-    for kind, name in (("registered_model", LEASE), ("registered_model_version", "*"), ("experiment", "*")):
-        right = {"username": "reviewer", "resource_type": kind, "resource_id": name, "permission": "MANAGE"}
-        assert ask(server, "admin", "POST", "/api/3.0/mlflow/users/permissions/grant", right) == 200
-    yield server
-    server.kill()
+    try:
+        server.start()
+        for user in ("others", "guessed"):
+            account = {"username": user, "password": password(user)}
+            assert ask(server, "admin", "POST", "mlflow/users/create", account) == 200
+        for kind, name in (("registered_model", LEASE), ("registered_model_version", "*"), ("experiment", "*")):
+            right = {"username": "reviewer", "resource_type": kind, "resource_id": name, "permission": "MANAGE"}
+            assert ask(server, "admin", "POST", "/api/3.0/mlflow/users/permissions/grant", right) == 200
+        yield server
+    finally:
+        server.kill()
 
 
 @pytest.fixture(scope="module")
