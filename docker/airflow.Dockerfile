@@ -24,6 +24,7 @@ COPY docker/entrypoint.sh /usr/local/bin/with-secrets
 COPY docker/healthcheck.py /usr/local/bin/healthcheck
 COPY docker/airflow_init.py docker/airflow_init.py
 COPY configs configs
+COPY docker/airflow_logins.py docker/login_limit.py dags/plugins/
 COPY dags dags
 ARG VERSION=unknown
 ARG GIT_COMMIT=unknown

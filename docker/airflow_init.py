@@ -8,10 +8,8 @@ import json
 import os
 import subprocess
 
-import psycopg2
 from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
 from airflow.providers.fab.auth_manager.security_manager.override import FabAirflowSecurityManagerOverride
-from psycopg2 import sql
 from sqlalchemy.engine import make_url
 
 LOOK = FabAirflowSecurityManagerOverride.VIEWER_PERMISSIONS
@@ -50,6 +48,9 @@ def main() -> None:
 
 def create_databases() -> None:
     """A database and its owner for each address of the secrets, with the password that stands there."""
+    import psycopg2
+    from psycopg2 import sql
+
     addresses = [
         make_url(os.environ[name]) for name in ("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "MLFLOW_BACKEND_STORE_URI")
     ]

@@ -1,7 +1,8 @@
 """MLflow's tables, and its users with the passwords of the secrets: before every start of the server.
 
 `admin` may do everything; `steps`, by which the steps and the DAGs come, owns the registered models and what else it
-makes; `reviewer` may set the model's aliases and tags; whoever else gets an account may look (`default_permission`).
+makes; `reviewer` and whoever else gets an account may look (`default_permission`). These are MLflow's own rights, and
+wide; mlflow_app.py says what of them each may use, and lets the reviewer approve.
 
     python docker/mlflow_init.py FILE    # FILE becomes the server's configuration of users (MLFLOW_AUTH_CONFIG_PATH)
 """
@@ -42,7 +43,7 @@ def main(configuration: Path) -> None:
     for name in (model, f"{model}-lease"):
         create_model(database, name)
         store.grant_user_permission("steps", "registered_model", name, "MANAGE")
-    store.grant_user_permission("reviewer", "registered_model", model, "EDIT")
+    store.grant_user_permission("reviewer", "registered_model", model, "READ")  # an earlier release gave EDIT
 
 
 def write_configuration(file: Path, database: str) -> None:

@@ -39,7 +39,8 @@ RUN apt-get update \
 WORKDIR /app
 COPY docker/entrypoint.sh /usr/local/bin/with-secrets
 COPY docker/healthcheck.py /usr/local/bin/healthcheck
-COPY docker/mlflow_init.py docker/mlflow_init.py
+COPY docker/login_limit.py docker/mlflow_app.py docker/mlflow_init.py docker/
+COPY docker/toxic_mlflow-1.dist-info docker/toxic_mlflow-1.dist-info
 COPY .dvc/config .dvc/config
 COPY commands.py ./
 COPY configs configs

@@ -39,8 +39,9 @@ def empty_store(tmp_path_factory) -> Path:
 class MLflowServer:
     """`mlflow server` with its artifacts under `folder`; it can be killed, and started again on the same port."""
 
-    def __init__(self, folder: Path, store: str):
+    def __init__(self, folder: Path, store: str, *arguments: str, **environment: str):
         self.folder, self.store, self.process = folder, store, None
+        self.arguments, self.environment = arguments, environment
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
 
@@ -50,12 +51,13 @@ class MLflowServer:
             *(sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"),
             *("--port", str(self.port), "--backend-store-uri", self.store),
             *("--serve-artifacts", "--artifacts-destination", str(self.folder / "artifacts")),
+            *self.arguments,
         ]
         quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         with self.log.open("a") as output:
             self.process = subprocess.Popen(
                 command,
-                env={**os.environ, **quiet},
+                env={**os.environ, **quiet, **self.environment},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a group of its own: it is killed with its worker
@@ -80,6 +82,12 @@ class MLflowServer:
         if self.process and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def own_mlflow_server():
+    """For tests that want a server of their own: what makes one."""
+    return MLflowServer
 
 
 def free_port() -> int:

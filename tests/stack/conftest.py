@@ -48,7 +48,7 @@ class Stack:
             "TOXIC_HEARTBEAT_TIMEOUT": "30",
             "TOXIC_TEST_WORKSPACE": str(self.workspace),
         }
-        self.tokens: dict[tuple[str, str], str] = {}
+        self.tokens: dict[tuple[str, str], tuple[float, str]] = {}  # since when
 
     def run(self, *command: str, check=True, **more) -> subprocess.CompletedProcess:
         environment = {**self.environment, **more}
@@ -88,11 +88,11 @@ class Stack:
     def airflow(self, user: str) -> httpx.Client:
         """Airflow's REST API as one of its users."""
         password = self.secret(f"AIRFLOW_{user.upper()}_PASSWORD")
-        if (user, password) not in self.tokens:
+        if self.tokens.get((user, password), (0, ""))[0] < time.monotonic() - 1800:  # they live an hour
             login = {"username": user, "password": password}
             answer = httpx.post(self.url("AIRFLOW_PORT", "/auth/token"), json=login, timeout=60).raise_for_status()
-            self.tokens[user, password] = answer.json()["access_token"]
-        bearer = {"Authorization": f"Bearer {self.tokens[user, password]}"}
+            self.tokens[user, password] = time.monotonic(), answer.json()["access_token"]
+        bearer = {"Authorization": f"Bearer {self.tokens[user, password][1]}"}
         return httpx.Client(base_url=self.url("AIRFLOW_PORT"), timeout=60, headers=bearer)
 
     def trigger(self, run_id: str, conf: dict) -> None:

@@ -326,13 +326,14 @@ def test_a_viewer_can_not_trigger_and_an_operator_can_not_approve(stack, served)
         assert reviewer.patch(review, json=answer).status_code == 404  # nothing was asked in this run; see `approve`
 
 
-def test_a_reviewer_may_set_aliases_in_mlflow_and_not_more(stack, served):
+def test_in_mlflow_a_reviewer_moves_no_champion_and_steps_delete_no_lease(stack, served):
+    """What else each may do: tests/steps/test_mlflow_roles.py. That the reviewer may approve, a test below sees."""
     url = stack.url("MLFLOW_PORT", "/api/2.0/mlflow/registered-models")
-    auth = ("reviewer", stack.secret("MLFLOW_REVIEWER_PASSWORD"))
-    alias = {"name": "toxic_classificator", "alias": "looked_at", "version": "1"}
-    assert httpx.post(f"{url}/alias", json=alias, auth=auth).status_code == 200
-    deleted = httpx.request("DELETE", f"{url}/delete", json={"name": "toxic_classificator"}, auth=auth)
-    assert deleted.status_code == 403
+    alias = {"name": "toxic_classificator", "alias": "champion", "version": "1"}
+    reviewer = ("reviewer", stack.secret("MLFLOW_REVIEWER_PASSWORD"))
+    assert httpx.post(f"{url}/alias", json=alias, auth=reviewer).status_code == 403
+    lease, steps = {"name": "toxic_classificator-lease"}, ("steps", stack.secret("MLFLOW_TRACKING_PASSWORD"))
+    assert httpx.request("DELETE", f"{url}/delete", json=lease, auth=steps).status_code == 403
 
 
 def test_the_engines_proxy_lets_through_what_a_step_needs_and_nothing_else(stack):
