@@ -24,7 +24,7 @@ from tasks.errors import Skip, StepFailed, Unsuitable, UsageError
 from tasks.overrides import kinds_at, parsed, perhaps
 from tasks.step import execute, prepare_process, stdout_for_the_result
 
-WANTS = {"version": "; data wants --version=N, a version's number in the registry, or --prune"}
+A_NUMBER = "--version=N, a version's number in the registry"
 PATHS = {"checkpoint", "output_path", "onnx", "input_file", "output_file", "config_path"}
 
 
@@ -274,8 +274,48 @@ def data(
     if prune is True and version is None:
         return restore.prune(overrides, config_path, config_name)
     if prune or isinstance(version, bool) or not isinstance(version, int):
-        raise UsageError("data wants --version=N, a version's number in the registry, or --prune")
+        raise UsageError(f"data wants {A_NUMBER}, or --prune")
     return restore.run(overrides, version, output_path, bool(replace), config_path, config_name)
+
+
+@SetParseFns(version=DefaultParseValue, anew=DefaultParseValue)
+def sign(*overrides, version=None, anew=False, reviewer=None, reason=None, config_path="configs", config_name="config"):
+    """Signs what the registry says of a version that is from before there were signatures: look at its tags first.
+
+    Example: python commands.py sign --version=3 --reason="it has served since June"
+
+    Args:
+        version: the version's number in the registry.
+        anew: also what has a wrong signature, as after a change of the key: you vouch for what its tags say now.
+        reviewer: who vouches for it; the login name by default.
+        reason: why, in a sentence.
+    """
+    from tasks.promotion import sign
+
+    require_number("sign", version)
+    if not isinstance(anew, bool):
+        raise UsageError(f"--anew={anew}: it takes no value; put it after the overrides")
+    return sign.run(overrides, version, anew, reviewer, reason, config_path, config_name)
+
+
+@SetParseFns(version=DefaultParseValue)
+def verify(*overrides, version=None, config_path="configs", config_name="config"):
+    """Checks the signatures of a version, its code and its checkpoint, before you load it; runs nothing of it.
+
+    Example: python commands.py verify --version=3
+
+    Args:
+        version: the version's number in the registry.
+    """
+    from tasks.promotion import verify
+
+    require_number("verify", version)
+    return verify.run(overrides, version, config_path, config_name)
+
+
+def require_number(step: str, version) -> None:
+    if isinstance(version, bool) or not isinstance(version, int):
+        raise UsageError(f"{step} wants {A_NUMBER}")
 
 
 STEPS = [
@@ -296,6 +336,8 @@ STEPS = [
     hold,
     predict,
     data,
+    sign,
+    verify,
 ]
 
 
@@ -353,7 +395,9 @@ def unmistakable(steps: dict, arguments: list[str]) -> list[str]:
         if not equals:
             value = next(left, None)
             if value is None or value.startswith("--") and value.partition("=")[0][2:].replace("-", "_") in flags:
-                raise UsageError(f"{flag} needs a value: {flag}=…{WANTS.get(parameter.name, '')}")
+                or_prune = ", or --prune" if name == "data" else ""
+                wants = f"; {name} wants {A_NUMBER}{or_prune}" if parameter.name == "version" else ""
+                raise UsageError(f"{flag} needs a value: {flag}=…{wants}")
         command.append(f"--{parameter.name}={place_of(flag, value) if parameter.name in PATHS else value}")
     return command
 

@@ -89,4 +89,5 @@ def make_checkpoint(config, run, version: int) -> None:
     files.write_json(folder / "thresholds.json", dict(zip(LABELS, thresholds.astype(float).tolist())))
     tags = {"run_id": run.id, "checkpoint_sha256": checkpoint.content_hash(folder)}
     name = config.mlflow.registered_model
-    registry.client(config).create_model_version(name, f"file:{config.workspace}", tags=tags)
+    made = registry.client(config).create_model_version(name, f"file:{config.workspace}", tags=tags)
+    registry.sign(config, int(made.version), "register")

@@ -60,11 +60,17 @@ def data_of(config: Config, number: int) -> dict[str, str]:
 
     Raises:
         UsageError: there is no version of that number, or it was registered without its .dvc files.
+        Unsigned: no step has written what the registry says of it.
     """
-    pointers = pointers_of(config, registry.version(config, number))
+    version = registry.require_signed(config, number)
+    pointers = pointers_of(config, version)
     if not pointers.keys() >= set(FOLDERS):
         raise UsageError(f"version {number} was registered without its .dvc files: what it was trained on is not known")
-    return {name: pointers[name] for name in FOLDERS}
+    signed = {"raw": version.tags.get("raw_version"), "processed": version.tags.get("data_version")}
+    for name in FOLDERS:
+        if signed[name] and signed[name] != pointers[name]:
+            log.warning("dvc/%s.dvc of version %d names other data than is signed, which is taken", name, number)
+    return {name: signed[name] or pointers[name] for name in FOLDERS}
 
 
 def pointers_of(config: Config, version) -> dict[str, str]:

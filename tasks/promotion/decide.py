@@ -28,9 +28,10 @@ def run(config: Config, run: Run, decision=None, reviewer=None, reason=None) -> 
         Skip: rejected, or nobody has decided yet; or rejected, but in service since it was released from the registry.
         StepFailed: approved, but another version has become champion since the comparison, or this one was rolled back.
         UsageError: approved, but it has not passed the gate, or another model serves under its number.
+        Unsigned: no step has written what the registry says of the version.
     """
     version = registry.candidate(config, run)
-    tags = registry.tags(config, version)
+    tags = dict(registry.require_signed(config, version).tags)
     release = config.release.version is not None  # nothing was compared then; the person knows what serves now
     # A release is judged anew, by the limits of its own configuration.
     person = limits.for_a_person(config, tags | limits.tags_of(config.gate) if release else tags)
@@ -83,11 +84,11 @@ def record(config: Config, result: dict, release: bool, missed: str | None, befo
         log.warning("version %d: %s", version, difference)
     if release and decision == "approve":
         despite = {"released_despite": missed} if missed else {}
-        registry.tag(config, version, **despite, released_by=who, released_at=result["at"], released_why=why)
+        registry.record(config, version, **despite, released_by=who, released_at=result["at"], released_why=why)
         return
-    registry.tag(config, version, decision=decision, decided_by=who, decided_at=result["at"], decided_why=why)
+    registry.record(config, version, decision=decision, decided_by=who, decided_at=result["at"], decided_why=why)
     if decision == "reject" and before.get("verdict") != "promoted":
-        registry.tag(config, version, verdict=TIMED_OUT if why == TIMED_OUT else "rejected")
+        registry.record(config, version, verdict=TIMED_OUT if why == TIMED_OUT else "rejected")
 
 
 def by_person(decision, reviewer, reason) -> dict | None:

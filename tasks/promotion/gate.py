@@ -19,7 +19,6 @@ FIGURES = {"f1_toxic": "F1 toxic", "f1_types": "F1 types"}
 LANGUAGE_NAMES = {"en": "English", "ru": "Russian"}
 NO_CHAMPION, NO_TYPES = "nothing is in service yet", "no test message has known types"
 OVERRIDDEN = ("overrides", "overridden_by", "overridden_why")
-TAGS = ("gate_missed", "gate_warned", *(f"gate_{key}" for key in OVERRIDDEN))  # not every verdict has them
 
 
 def run(config: Config, run: Run) -> dict:
@@ -27,9 +26,11 @@ def run(config: Config, run: Run) -> dict:
 
     Raises:
         Skip: a check that binds is missed; its result is the same dict.
+        Unsigned: no step has written where the version comes from.
     """
     evaluated, version = run.result("evaluate"), registry.candidate(config, run)
-    checks, before = judge(config, evaluated), registry.tags(config, version)
+    before = dict(registry.require_signed(config, version, but=("gate",)).tags)
+    checks = judge(config, evaluated)
     compared = evaluated.get("in_service") or {}  # results of before it was looked for have none
     serving = in_service.warn(config)
     missed = [check for check in checks if mark(check) == "failed"]
@@ -99,11 +100,13 @@ def tag(config: Config, verdict: dict, before: dict[str, str]) -> None:
     version = verdict["version"]
     tags = {f"gate_{key}": ", ".join(verdict[key]) for key in ("missed", "warned") if verdict[key]}
     tags |= override_tags(verdict, "gate") | tags_of(config.gate)
-    if not verdict["passed"] and before.get("verdict", "gate_failed") == "gate_failed":
-        tags["verdict"] = "gate_failed"
-    stale = {*TAGS, *(["verdict"] if before.get("verdict") == "gate_failed" else [])} - tags.keys()
-    registry.untag(config, version, "gate", *stale)
-    registry.tag(config, version, **tags, gate="passed" if verdict["passed"] else "failed")
+    registry.withdraw(config, version, "gate")
+    if before.get("verdict", "gate_failed") == "gate_failed":
+        if verdict["passed"]:
+            registry.withdraw(config, version, "verdict")
+        else:
+            registry.record(config, version, verdict="gate_failed")
+    registry.record(config, version, **tags, gate="passed" if verdict["passed"] else "failed")
 
 
 # The checks -----------------------------------------------------------------------------------------------------------

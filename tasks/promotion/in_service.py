@@ -3,6 +3,9 @@
 The live repository says which version a server answers as, and its engine's hash which model that is; a number alone
 does not: a registry that is made anew counts from 1 again. Of what serves, the registry's alias `champion` is only a
 copy. People can delete or move it, so no step takes its word: each asks here, and swap and rollback set it again.
+
+Nor is a version believed that no step has signed. What serves stays known by its engine then, and is compared with what
+the live repository, which only steps write, says that it was made of.
 """
 
 import logging
@@ -11,7 +14,7 @@ from dataclasses import dataclass, replace
 from tasks import run as runs
 from tasks.config import Config
 from tasks.errors import StepFailed, UsageError
-from tasks.promotion import registry
+from tasks.promotion import registry, signatures
 from tasks.promotion.refusals import address
 from tasks.run import Run
 from tasks.serving import repository  # what its files say, no more: of serving's own modules it needs none
@@ -20,7 +23,8 @@ log = logging.getLogger(__name__)
 
 SHORT = 12  # characters of a hash in a sentence
 SERVED = "served_sha256"  # tag: the engine with which a version came into service last; it may be built again since
-ORIGIN = ("run_id", "checkpoint_sha256", "model_version", "data_version")  # tags that engine.json holds too
+# Tags that engine.json holds too. The last is of versions that are signed alone.
+ORIGIN = ("run_id", "checkpoint_sha256", "model_version", "data_version", "model_sha256")
 REPAIR = "`python commands.py swap --repair`"
 
 
@@ -34,8 +38,10 @@ class Serving:
     champion: int | None  # the version that the registry calls so
     history: tuple[int, ...]  # see registry.history
     run_id: str | None  # the run that made it, where that is known
-    elsewhere: tuple[str, int] | None  # registered model and version with the same model, where `version` is None
+    elsewhere: tuple[str, int] | None  # registered model and version with the same model, where `version` won't do
     warning: str | None  # why the registry is not right about it, and what helps
+    unsigned: str | None = None  # why what the registry says of `version` is not to be believed, and what helps
+    from_before: bool = False  # it is not, but was put into service before versions were signed
 
     @property
     def on_disk(self) -> bool:
@@ -52,33 +58,71 @@ def find(config: Config) -> Serving | None:
     if number is None:
         return champion and only_registered(config, champion)
     versions = registry.versions(config)
-    known = {int(version.version): version.tags for version in versions}
+    records = {int(version.version): version for version in versions}
+    known = {number: version.tags for number, version in records.items()}
     is_it = number in known and is_same(config, number, known[number])
     built = repository.engine(live, number)
+    unsigned = signatures.problem(config.workspace, records[number]) if is_it else None
     run_id = built.get("run_id") or known.get(number, {}).get("run_id") if is_it else built.get("run_id")
     serving = Serving(
         number=number,
         engine=built.get("sha256", "unknown"),
         version=number if is_it else None,
         champion=champion,
-        history=tuple(registry.in_order_of_service(versions)),
+        history=believed_history(config, versions),
         run_id=run_id or run_that_built(config, built),
-        elsewhere=None if is_it else same_model(config, built, known),
+        elsewhere=None if is_it and not unsigned else same_model(config, built, versions),
         warning=None,
+        unsigned=unsigned,
+        from_before=bool(unsigned) and is_from_before(records[number], built),
     )
     return replace(serving, warning=complaint(config, serving, known.get(number)))
 
 
 def only_registered(config: Config, champion: int) -> Serving:
-    """The champion where the live repository serves nothing: it was lost, or is not in this workspace."""
-    tags = registry.tags(config, champion)
+    """The champion where the live repository serves nothing: it was lost, or is not in this workspace. Where the
+    registry is not to be believed about it, the last version that it is to be believed about; else nothing of it is
+    taken."""
+    record = registry.version(config, champion)
+    if unsigned := signatures.problem(config.workspace, record):
+        versions = registry.versions(config)
+        good = signed(config, versions)
+        last = next((number for number in registry.in_order_of_service(versions) if number in good), None)
+        if last is None:
+            return Serving(champion, None, None, champion, (), None, None, unsigned, unsigned)
+        warning = f"{unsigned}. Nothing serves here, so version {last} is taken, the last to serve which is signed"
+        return replace(only_registered(config, last), champion=champion, warning=warning)
     warning = None
-    if "served_at" not in tags:
+    if "served_at" not in record.tags:
         warning = (
             f"the registry calls version {champion} champion, but nothing serves, and it never did: remove the alias "
             f"in MLflow; to put version {champion} into service, trigger toxicity_release for it"
         )
-    return Serving(champion, None, champion, champion, (), tags.get("run_id"), None, warning)
+    return Serving(champion, None, champion, champion, (), record.tags.get("run_id"), None, warning)
+
+
+def is_from_before(version, built: dict) -> bool:
+    """Whether a version lacks a signature because it was put into service before there were any: what serves then does
+    not know the files that are signed since."""
+    signed = [kind for kind in signatures.KINDS if f"{signatures.PREFIX}{kind}" in version.tags]
+    return "model_sha256" not in built and "register" not in signed
+
+
+def history(config: Config) -> tuple[int, ...]:
+    """As registry.history, but only of versions which that is to be believed about."""
+    return believed_history(config, registry.versions(config))
+
+
+def believed_history(config: Config, versions: list) -> tuple[int, ...]:
+    """Those of the versions that have served and are good, the last one first: by what is signed, or is in the live
+    repository, where only swap puts a version."""
+    believed = signed(config, versions) | set(repository.installed(repository.live(config)))
+    return tuple(number for number in registry.in_order_of_service(versions) if number in believed)
+
+
+def signed(config: Config, versions: list) -> set[int]:
+    """Those of the versions that the registry is to be believed about."""
+    return {int(version.version) for version in versions if signatures.problem(config.workspace, version) is None}
 
 
 # Whether it is the same -----------------------------------------------------------------------------------------------
@@ -106,17 +150,25 @@ def run_that_built(config: Config, built: dict) -> str | None:
     return None
 
 
-def same_model(config: Config, built: dict, known: dict[int, dict]) -> tuple[str, int] | None:
-    """Where the registry has the same model under another number, or another name: it was renamed, say."""
+def same_model(config: Config, built: dict, known: list) -> tuple[str, int] | None:
+    """Where the registry has the same model under another number, or another name: it was renamed, say. A version that
+    is not signed, under this name or its own, is none."""
+    name = config.mlflow.registered_model
     keys = {"checkpoint_sha256": built.get("checkpoint_sha256"), "engine_sha256": built.get("sha256")}
-    for number, tags in sorted(known.items(), reverse=True):
-        if any(value and tags.get(key) == value for key, value in keys.items()):
-            return config.mlflow.registered_model, number
+    for version in sorted(known, key=lambda version: -int(version.version)):
+        if any(value and version.tags.get(key) == value for key, value in keys.items()):
+            if signatures.problem(config.workspace, version) is None:
+                return name, int(version.version)
     for key, value in keys.items():
-        found = registry.versions(config, f"tag.{key}='{value}'") if value else []
-        if found:
-            return found[0].name, int(found[0].version)
+        for version in registry.versions(config, f"tag.{key}='{value}'") if value else []:
+            if signatures.problem(config.workspace, version, names=(name, version.name)) is None:
+                return version.name, int(version.version)
     return None
+
+
+def made_of(config: Config, serving: Serving) -> str | None:
+    """The content hash of the checkpoint that what serves was made of, as its engine says; None: of before it did."""
+    return repository.engine(repository.live(config), serving.number).get("checkpoint_sha256")
 
 
 def is_another_model(config: Config, number: int, tags: dict[str, str]) -> bool:
@@ -168,6 +220,8 @@ def warn(config: Config) -> Serving | None:
     serving = find(config)
     if serving and serving.warning:
         log.warning("%s", serving.warning)
+    if serving and serving.unsigned and serving.unsigned != serving.warning:
+        log.warning("%s goes on serving: %s", serving, serving.unsigned)
     return serving
 
 

@@ -58,6 +58,8 @@ def for_a_person(config: Config, version: dict[str, str]) -> list[str]:
         return []
     if serving.version is None:
         return [serving.warning]
+    if serving.unsigned and not serving.from_before:
+        return [serving.unsigned]
     theirs, name, why = registry.tags(config, serving.version), f"version {serving.version}, which serves,", []
     if theirs.get("base_sha256") != version.get("base_sha256"):
         why.append(f"{name} has another base model")

@@ -1,7 +1,11 @@
 """What a registered version does when it is loaded: `mlflow.pyfunc.load_model("models:/toxic_classificator@champion")`.
 
-Logged as code, not as a pickle. The version holds adapter, head, thresholds and tokenizer; the base model is found by
-name, as in training (in the workspace that is TOXIC_WORKSPACE, or ./workspace), and checked by hash.
+Logged as code, not as a pickle. The version holds adapter, head, thresholds and tokenizer, whose signature is checked
+before any of them is read (with TOXIC_VERIFY_KEY, or the workspace's key); the base model is found by name, as in
+training (in the workspace that is TOXIC_WORKSPACE, or ./workspace), and checked by hash.
+
+MLflow runs this very file to load the version: whoever could change it needs no checkpoint. `python commands.py verify`
+checks a version before that.
 """
 
 import os
@@ -16,11 +20,13 @@ from mlflow.pyfunc import PythonModel
 
 class Classifier(PythonModel):
     def load_context(self, context) -> None:
+        from tasks.promotion import signatures
         from tasks.training import checkpoint, model
 
         workspace = Path(os.environ.get("TOXIC_WORKSPACE", "workspace")).absolute()
         with tempfile.TemporaryDirectory() as place:
             folder = Path(shutil.copytree(context.artifacts["checkpoint"], place, dirs_exist_ok=True))
+            signatures.require_folder(workspace, folder)
             checkpoint.add_merged(folder, workspace)
             self.network, self.tokenizer = model.load_merged(folder)
             self.thresholds = checkpoint.thresholds(folder)

@@ -10,9 +10,10 @@ from importlib import metadata
 from pathlib import Path
 
 from tasks import files
+from tasks import run as runs
 from tasks.config import Config
 from tasks.data import versions
-from tasks.promotion import in_service, registry
+from tasks.promotion import in_service, registry, signatures
 from tasks.run import Run
 from tasks.serving import repository
 from tasks.training import checkpoint, evaluate
@@ -22,11 +23,16 @@ log = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[2]
 
 # What a version takes to answer elsewhere, beside its own code.
-REQUIREMENTS = ("mlflow", "bitsandbytes", "numpy", "peft", "polars", "psutil", "pydantic", "torch", "transformers")
+REQUIREMENTS = (
+    *("mlflow", "bitsandbytes", "cryptography", "numpy", "peft", "polars", "psutil", "pydantic", "torch"),
+    "transformers",
+)
+
+LOGGED = "logged.json"  # in the run's folder: what a version is about to be made of
 
 
 def run(config: Config, run: Run) -> dict:
-    """Logs the checkpoint to the training's MLflow run and registers it with its lineage as tags.
+    """Logs the checkpoint to the training's MLflow run and registers it with its lineage as tags, which it signs.
 
     Returns {"version", "model_uri", "model_version"}; a repeated call finds the version that it made before.
     """
@@ -48,12 +54,34 @@ def is_there(config: Config, run: Run) -> bool:
 
 def registered(config: Config, tags: dict[str, str]) -> int | None:
     """The version that an earlier, killed try of this step has made of the same model; not one under whose number the
-    live repository has another, since it could not be put into service."""
+    live repository has another, since it could not be put into service, nor one that somebody else has made."""
     name, wanted = config.mlflow.registered_model, f"tag.run_id='{tags['run_id']}'"
     found = registry.versions(config, f"name='{name}' and {wanted}")
     same = [v for v in found if v.tags.get("model_version") == tags["model_version"]]
-    fit = [int(v.version) for v in same if not in_service.is_another_model(config, int(v.version), v.tags)]
-    return max(fit, default=None)
+    fit = [v for v in same if not in_service.is_another_model(config, int(v.version), v.tags)]
+    return max((int(v.version) for v in fit if is_own(config, v)), default=None)
+
+
+def is_own(config: Config, version) -> bool:
+    """Whether a version is signed. One that this step has made, but was killed before it signed it, is signed now: the
+    run's folder says of which logged model it is, and with which tags."""
+    wrong = signatures.problem_of(config.workspace, version, "register")
+    if wrong is None:
+        return True
+    logged = files.read_note(runs.find(config.workspace, version.tags["run_id"]).folder / LOGGED)
+    if logged == {"source": version.source, "tags": dict(version.tags)}:
+        sign(config, int(version.version), logged)
+        return True
+    log.warning("version %s is not taken for this run's, which gets another: %s", version.version, wrong)
+    return False
+
+
+def sign(config: Config, number: int, logged: dict) -> None:
+    """Signs a version as this step has registered it, whatever a hand may have made of it since."""
+    values = {name: logged["tags"][name] for name in signatures.KINDS["register"] if name in logged["tags"]}
+    values["source"] = logged["source"]
+    said = signatures.statement("register", config.mlflow.registered_model, number, values)
+    registry.tag(config, number, **{f"{signatures.PREFIX}register": signatures.signature(config.workspace, said)})
 
 
 def log_version(config: Config, run: Run, folder: Path, tags: dict[str, str]) -> int:
@@ -67,6 +95,7 @@ def log_version(config: Config, run: Run, folder: Path, tags: dict[str, str]) ->
     with tempfile.TemporaryDirectory() as place, registry.answering(config), mlflow.start_run(run_id=mlflow_run):
         without_base = shutil.copytree(folder, f"{place}/checkpoint", ignore=shutil.ignore_patterns("merged"))
         checkpoint.copy_tokenizer(folder, Path(without_base))
+        signatures.sign_folder(config.workspace, Path(without_base), config.mlflow.registered_model)
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(ROOT / "tasks" / "promotion" / "pyfunc.py"),
@@ -77,7 +106,11 @@ def log_version(config: Config, run: Run, folder: Path, tags: dict[str, str]) ->
             pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS],
         )
         mlflow.log_metrics(evaluate.figures(run.result("evaluate")), model_id=logged.model_id)
-        made = mlflow.register_model(logged.model_uri, config.mlflow.registered_model, tags=tags)
+        with registry.fetched(config, logged.model_uri) as model:  # MLflow adds files of its own, its code among them
+            made_of = {"source": logged.model_uri, "tags": {**tags, "model_sha256": registry.files_sha256(model)}}
+        files.write_json(run.folder / LOGGED, made_of)
+        made = mlflow.register_model(logged.model_uri, config.mlflow.registered_model, tags=made_of["tags"])
+    sign(config, int(made.version), made_of)
     return int(made.version)
 
 
@@ -107,6 +140,7 @@ def lineage(config: Config, run: Run, model_version: str, checkpoint_sha256: str
         "run_id": run.id,
         "profile": config.profile or "none",
         "data_version": run.result("prepare")["data_version"],
+        "raw_version": run.result("download")["data_version"],
         "model_version": model_version,
         "checkpoint_sha256": checkpoint_sha256,
         "fingerprint": run.result("download")["fingerprint"],

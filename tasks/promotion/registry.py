@@ -7,7 +7,9 @@ replaced. Only swap and rollback write the last two, under a lease.
 import functools
 import logging
 import os
+import shutil
 import socket
+import tempfile
 import time
 import uuid
 from contextlib import contextmanager
@@ -17,8 +19,9 @@ from pathlib import Path
 import psutil
 
 from tasks.config import Config
-from tasks.errors import StepFailed
-from tasks.promotion.refusals import MISSING, Refused, experiment_deleted, in_words, no_version
+from tasks.errors import StepFailed, Unsuitable
+from tasks.promotion import signatures
+from tasks.promotion.refusals import MISSING, Refused, address, experiment_deleted, in_words, no_version
 from tasks.run import Run
 
 log = logging.getLogger(__name__)
@@ -215,6 +218,51 @@ def untag(config: Config, number: int, *keys: str) -> None:
         client(config).delete_model_version_tag(config.mlflow.registered_model, str(number), key)
 
 
+def record(config: Config, number: int, **facts) -> None:
+    """Gives a version what a step has found about it, in the place of what was there of the same kind, and signs it.
+
+    Of each kind (see signatures.KINDS) the old signature goes first, the new one comes last but for the tag that says
+    that all is there: killed in between, a version has no such fact, and the step writes it again.
+    """
+    for kind, names in signatures.KINDS.items():
+        values = {name: str(facts.pop(name)) for name in names if name in facts}
+        if not values:
+            continue
+        head = names[-1]
+        said = signatures.statement(kind, config.mlflow.registered_model, number, values)
+        written = signatures.signature(config.workspace, said)
+        others = {name: value for name, value in values.items() if name != head}
+        withdraw(config, number, kind, keep=set(others))
+        tag(config, number, **others, **{f"{signatures.PREFIX}{kind}": written}, **{head: values[head]})
+    tag(config, number, **facts)
+
+
+def withdraw(config: Config, number: int, kind: str, keep: set[str] = frozenset()) -> None:
+    """Takes away what the registry says of this kind about a version, but for some tags, and its signature."""
+    *others, head = signatures.KINDS[kind]
+    untag(config, number, head, f"{signatures.PREFIX}{kind}", *(name for name in others if name not in keep))
+
+
+def sign(config: Config, number: int, *kinds: str) -> None:
+    """Signs what the registry says of a version now: only for who knows that it is right."""
+    found = version(config, number)
+    for kind in kinds:
+        said = signatures.statement(kind, found.name, number, signatures.facts(found, kind))
+        tag(config, number, **{f"{signatures.PREFIX}{kind}": signatures.signature(config.workspace, said)})
+
+
+def require_signed(config: Config, number: int, *needed: str, but: tuple[str, ...] = (), names: tuple[str, ...] = ()):
+    """The registry's record of a version, if steps wrote all that it says: see signatures.problem.
+
+    Raises:
+        Unsigned: they did not; the message names the version, which of its facts, and the way out.
+    """
+    found = version(config, number)
+    if wrong := signatures.problem(config.workspace, found, needed, but, names):
+        raise signatures.Unsigned(wrong)
+    return found
+
+
 def ensure_model(config: Config, name: str | None = None) -> None:
     """Creates the registered model where there is none yet; a hold is kept as its tag."""
     try:
@@ -272,27 +320,75 @@ def clear_hold(config: Config, who: str, why: str) -> str | None:
     return held
 
 
-def fetch(config: Config, number: int, folder) -> None:
-    """Copies a version's checkpoint (adapter/, thresholds.json, training.json) into `folder`."""
-    import shutil
-    import tempfile
+class Changed(Unsuitable):
+    """The files of a version in MLflow are not those that were registered."""
 
+
+@contextmanager
+def fetched(config: Config, uri: str):
+    """Yields a folder with the files of a logged model, as data: nothing of them is loaded or run.
+
+    Raises:
+        Refused, OSError: MLflow has lost them.
+    """
     from mlflow.artifacts import download_artifacts
 
     client(config)
     with tempfile.TemporaryDirectory() as place:
-        uri = f"models:/{config.mlflow.registered_model}/{number}"
         with answering(config):
-            fetched = download_artifacts(artifact_uri=uri, dst_path=place)
-        shutil.copytree(f"{fetched}/artifacts/checkpoint", folder, dirs_exist_ok=True)
+            found = Path(download_artifacts(artifact_uri=uri, dst_path=place))
+        if not any(found.iterdir()):
+            raise Refused(f"MLflow at {address(config)} has no files of {uri} any more", "RESOURCE_DOES_NOT_EXIST")
+        yield found
+
+
+def files_sha256(place: Path) -> str:
+    return signatures.tree_sha256(place, ("registered_model_meta",))  # MLflow's own note of where it has it from
+
+
+@contextmanager
+def files_of(config: Config, found):
+    """Yields a folder with the files of a version whose record (see `require_signed`) is signed.
+
+    Raises:
+        Changed: they are not those that the record names.
+    """
+    wanted = found.tags.get("model_sha256")
+    if wanted is None:
+        raise Changed(
+            f"nothing signed says which files version {found.version} of {found.name} has: MLflow had lost them when "
+            "it was signed"
+        )
+    with fetched(config, f"models:/{found.name}/{found.version}") as place:
+        if (sha256 := files_sha256(place)) != wanted:
+            raise Changed(
+                f"the files of version {found.version} of {found.name} in MLflow are not those that were registered "
+                f"(SHA-256 {sha256[:12]}, registered was {wanted[:12]}): nothing of them is loaded"
+            )
+        yield place
+
+
+def fetch(config: Config, found, folder) -> None:
+    """Copies the checkpoint (adapter/, thresholds.json, training.json) of a version whose record is signed into
+    `folder`. Raises Changed: see `files_of`."""
+    with files_of(config, found) as place:
+        shutil.copytree(place / "artifacts" / "checkpoint", folder, dirs_exist_ok=True)
 
 
 def verdict_of(config: Config, fingerprint: str) -> dict | None:
-    """The final verdict that this fingerprint of data, config and code already has, as {run_id, version, verdict}."""
+    """The final verdict that this fingerprint of data, config and code already has, as {run_id, version, verdict}.
+
+    One that no step has signed does not count: it would keep next week's run from training.
+    """
     found = client(config).search_model_versions(
         f"name='{config.mlflow.registered_model}' and tag.fingerprint='{fingerprint}'"
     )
-    judged = [v for v in found if v.tags.get("verdict")]
+    judged = []
+    for version in [v for v in found if v.tags.get("verdict")]:
+        if wrong := signatures.problem(config.workspace, version):
+            log.warning("the verdict %s does not count: %s", version.tags["verdict"], wrong)
+        else:
+            judged.append(version)
     if not judged:
         return None
     last = max(judged, key=lambda v: int(v.version))

@@ -12,7 +12,7 @@ from tasks import files, page
 from tasks.config import Config
 from tasks.errors import without_credentials
 from tasks.labels import TYPES
-from tasks.promotion import compare, in_service, registry
+from tasks.promotion import compare, in_service, registry, signatures
 from tasks.promotion.gate import LANGUAGE_NAMES, mark
 from tasks.run import Run
 
@@ -152,7 +152,8 @@ ELSEWHERE = ("report", "gate_overrides", "gate_limits")  # is this page; are tab
 
 
 def lineage(tags: dict[str, str]) -> dict[str, str]:
-    names = [name for name in FIRST if name in tags] + sorted(tags.keys() - {*FIRST, *ELSEWHERE})
+    others = {name for name in tags if not name.startswith(signatures.PREFIX)} - {*FIRST, *ELSEWHERE}
+    names = [name for name in FIRST if name in tags] + sorted(others)
     return {name: tags[name] for name in names}
 
 

@@ -47,11 +47,12 @@ def run(config: Config, run: Run) -> dict:
 
     Raises:
         UsageError: what the run has exported is not there, or has changed since.
+        Unsigned: no step has written what the registry says of the version.
     """
     source, target, made = export_onnx.exported(config, run), folder_of(config, run), run.result("export_onnx")
     if not source.exists() or files.sha256(source) != made["sha256"]:
         raise UsageError(f"{source} is not what run {run.id} has exported: run `python commands.py export_onnx` first")
-    tags = registry.tags(config, made["version"])
+    tags = registry.require_signed(config, made["version"]).tags
     origin = {name: tags[name] for name in in_service.ORIGIN if name in tags}  # a registry can be lost
     with files.new_folder(target) as folder:
         facts = build(config, source / "model.onnx", folder / MODEL_FILE[config.serving.engine])
@@ -60,7 +61,7 @@ def run(config: Config, run: Run) -> dict:
         add_buckets(config, folder / "settings.json")
         engine = record(config, folder, **facts, **origin)
     known = {name: engine[name] for name in ("engine", "tensorrt", "gpu") if engine.get(name)}
-    registry.tag(config, engine["version"], **known, engine_sha256=engine["sha256"])
+    registry.record(config, engine["version"], **known, engine_sha256=engine["sha256"])
     size = (target / MODEL_FILE[engine["engine"]]).stat().st_size
     return {"version": engine["version"], "sha256": engine["sha256"], "bytes": size, **facts}
 

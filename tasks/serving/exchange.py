@@ -136,6 +136,7 @@ def begin(config: Config, servers: dict, version: int, aliases: dict, tags: dict
     old = repository.served(live)
     unload_others(config, servers, {old, version})
     engine = repository.engine(live, version)["sha256"]  # by which the version is known while it serves
+    serves = {"served_at": registry.now(), **tags.get(version, {}), in_service.SERVED: engine}
     journal = {
         "from": old,
         "serving": [url for url, server in servers.items() if old and live_servers.has_loaded(server, old)],
@@ -144,7 +145,7 @@ def begin(config: Config, servers: dict, version: int, aliases: dict, tags: dict
         "configs": {m: repository.config_file(live, m).read_text() for m in (*repository.PARTS, repository.TEXT)},
         "aliases": aliases,
         "aliases_before": {name: registry.alias(config, name) for name in aliases},
-        "tags": {**tags, version: {**tags.get(version, {}), in_service.SERVED: engine}},
+        "tags": {**tags, version: serves},
         "hold": hold,  # says that it is a rollback
     }
     files.write_json(journal_file(config), journal)
@@ -223,7 +224,7 @@ def finish(config: Config, servers: dict, journal: dict) -> None:
         kept = []
     for tagged, values in journal["tags"].items():
         if registry.exists(config, int(tagged)):  # else a hand has deleted it meanwhile, which must not keep us
-            registry.tag(config, int(tagged), **values)
+            registry.record(config, int(tagged), **values)
     if registry.exists(config, version):
         registry.untag(config, version, "swap_failed_because", "swap_failed_at")
     repository.prune(live, [*kept, *registry.history(config)])

@@ -42,11 +42,13 @@ def run(config: Config, run: Run) -> dict:
 
     Raises:
         StepFailed: the exported model decides differently on more test messages than gate.parity allows.
+        Unsigned: no step has written what the registry says of the version.
     """
     from tasks.promotion import gate, registry
     from tasks.training import checkpoint
 
     version = registry.candidate(config, run)
+    registry.require_signed(config, version)
     gate.record_overrides(config, version, "export")
     source = checkpoint.of_candidate(config, run)
     messages = test_messages(config)

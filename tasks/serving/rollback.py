@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tasks.config import Config
 from tasks.errors import StepFailed
-from tasks.promotion import in_service, registry
+from tasks.promotion import in_service, registry, signatures
 from tasks.serving import exchange, live_servers, repository, swap
 
 log = logging.getLogger(__name__)
@@ -22,10 +22,12 @@ def run(overrides, reviewer, reason, config_path, config_name) -> dict:
     Raises:
         StepFailed: nothing is in service, no other version is left to go back to, or the live repository has lost it;
             or a server can not have both loaded.
+        Unsigned: no step has written what the registry says of any version that it could go back to.
     """
     from tasks.step import without_a_run
 
     config = without_a_run(overrides, config_path, config_name)
+    signatures.signing_key(config.workspace)  # now, not when the version before has been switched to
     who, why = reviewer or getpass.getuser(), reason or "none given"
     with registry.lease(config, f"rollback by {who}") as still_mine, live_servers.connect(config) as servers:
         finished = exchange.finish_or_undo(config, servers)
@@ -43,7 +45,8 @@ def run(overrides, reviewer, reason, config_path, config_name) -> dict:
 
 
 def choose(config: Config, serving: in_service.Serving | None) -> int:
-    """The version to go back to: installed in the live repository, whole, and the last to serve before this one."""
+    """The version to go back to: installed in the live repository, whole, signed, and the last to serve before this
+    one."""
     live = repository.live(config)
     if serving is None:
         raise StepFailed("no version is in service, so there is nothing to roll back")
@@ -51,8 +54,16 @@ def choose(config: Config, serving: in_service.Serving | None) -> int:
     there = [version for version in before if version in repository.installed(live)]
     if not there:
         raise StepFailed(nothing_left(serving, before, live))
-    repository.verify(live, there[0])
-    return there[0]
+    wrong = {
+        number: signatures.problem(config.workspace, registry.version(config, number), ("swap",)) for number in there
+    }
+    good = [number for number in there if wrong[number] is None]
+    if not good:
+        raise signatures.Unsigned(wrong[there[0]])
+    for number in there[: there.index(good[0])]:
+        log.warning("%s", wrong[number])
+    repository.verify(live, good[0])
+    return good[0]
 
 
 def nothing_left(serving: in_service.Serving, before: list[int], live: Path) -> str:

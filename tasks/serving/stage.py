@@ -38,8 +38,10 @@ def run(config: Config, run: Run) -> dict:
     Raises:
         StepFailed: there is too little memory, the server does not start, a figure is under its limit, or decisions
             differ from torch's.
+        Unsigned: no step has written what the registry says of the version.
     """
     version, engine = build_engine.of_run(config, run)
+    registry.require_signed(config, version, "build_engine")
     build_engine.require_fit(engine)
     gate.record_overrides(config, version, "stage")
     test = splits.read(config.workspace, "test")

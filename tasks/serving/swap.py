@@ -6,7 +6,7 @@ from pathlib import Path
 from tasks import files
 from tasks.config import Config
 from tasks.errors import StepFailed, UsageError
-from tasks.promotion import in_service, registry
+from tasks.promotion import in_service, registry, signatures
 from tasks.run import Run, remove_builds
 from tasks.serving import build_engine, exchange, live_servers, repository
 
@@ -24,8 +24,10 @@ def run(config: Config, run: Run) -> dict:
             do there what it did in `stage`. The version that served before goes on serving.
         UsageError: what the run has built is not there any more, or has changed since; nobody has approved it; or
             another model serves under its number.
+        Unsigned: no step has written what the registry says of the version.
     """
     version = run.result("build_engine")["version"]
+    signatures.signing_key(config.workspace)  # now, not when the new version has been switched to
     with registry.lease(config, f"swap of run {run.id}", run.id) as still_mine, live_servers.connect(config) as servers:
         exchange.finish_or_undo(config, servers)
         serving = in_service.repair(config)
@@ -96,6 +98,7 @@ def require_wanted(config: Config, version: int, decided: dict) -> None:
     """
     require_approval(version, decided)
     in_service.require_own_number(config, version)
+    registry.require_signed(config, version, "release" if config.release.version else "decide", "build_engine")
     in_service.require_champion(config, version, decided["champion"])
     registry.require_not_rolled_back(config, version, since=decided["at"])
     held = registry.hold(config)
@@ -118,7 +121,7 @@ def install(config: Config, run: Run, engine: Path, version: int) -> None:
 def going_forward(config: Config, champion: int | None, version: int) -> dict:
     """What the registry learns when a version has come into service: the arguments of `replace`."""
     tags = {version: {"verdict": "promoted", "served_at": registry.now()}}
-    before = champion or next((other for other in registry.history(config) if other != version), None)
+    before = champion or next((other for other in in_service.history(config) if other != version), None)
     aliases = {**wish_fulfilled(config, version), "previous": before, "champion": version}
     if champion == version:  # a server that has lost the champion gets it back; it did not replace itself
         del aliases["previous"]
@@ -136,7 +139,7 @@ def going_back(config: Config, bad: int | None, version: int, who: str, why: str
         bad: the bad version; None where the registry does not have it.
         number: as which it answers, where that is all that is known of it.
     """
-    before = next((other for other in registry.history(config) if other not in (bad, version)), None)
+    before = next((other for other in in_service.history(config) if other not in (bad, version)), None)
     at = registry.now()
     tags = {version: {"served_at": at}}
     if bad is not None:
@@ -174,10 +177,12 @@ def renew(config: Config, servers: dict, run: Run, version: int) -> bool:
     live, begun = repository.live(config), exchange.renewal_file(config)
     if problem := why_not_loaded(config, servers, run, version):
         log.warning("version %d is installed anew: %s", version, problem)
+        tags = registry.require_signed(config, version, "build_engine").tags
         built = build_engine.of_run(config, run)[1]
         files.write_json(begun, {"version": version})
         install(config, run, built, version)
-        registry.tag(config, version, **{in_service.SERVED: repository.engine(live, version)["sha256"]})
+        facts = {in_service.SERVED: repository.engine(live, version)["sha256"]}
+        registry.record(config, version, **facts, served_at=tags.get("served_at") or registry.now())
     elif not begun.exists():
         return False
     config = exchange.as_installed(config, version)

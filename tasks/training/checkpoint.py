@@ -70,30 +70,36 @@ def of_candidate(config: Config, run: Run) -> Path:
     return of_version(config, registry.candidate(config, run))
 
 
-def of_version(config: Config, number: int) -> Path:
+def of_version(config: Config, number: int, signed_as: tuple[str, ...] = ()) -> Path:
     """The checkpoint of a registry version: one that is at hand and has its content, else merged anew from its adapter.
 
     A folder's name, or its run, doesn't tell: a run may be trained again by hand, a registry be made anew. What MLflow
-    has lost, DVC may still have.
+    has lost, or has in another form than it was registered, DVC may still have.
+
+    Args:
+        signed_as: names of the registered model that its signature may be for; by default the one that it has.
 
     Raises:
+        Unsigned: no step has written where the version comes from.
         Gone: neither has it.
     """
     from tasks.promotion import registry
     from tasks.promotion.refusals import Refused
 
-    tags = registry.tags(config, number)
-    wanted = tags.get("checkpoint_sha256")
+    version = registry.require_signed(config, number, names=signed_as)
+    wanted = version.tags.get("checkpoint_sha256")
     rebuilt = config.workspace / "models" / "finetuned" / f"version-{number}"
     for folder in (final(config), rebuilt):
         if (folder / "merged").exists() and content_hash(folder) == wanted:
             return folder
     try:
-        rebuild(config, number, rebuilt)
-    except (Refused, OSError) as error:  # its artifacts are gone
-        problem = f"MLflow has lost the model of version {number} ({' '.join(str(error).split())[:200]})"
+        rebuild(config, version, rebuilt)
+    except (Refused, OSError, registry.Changed) as error:  # its artifacts are gone, or a hand has changed them
+        said = " ".join(str(error).split())
+        lost = f"MLflow has lost the model of version {number} ({said[:200]})"
+        problem = said if isinstance(error, registry.Changed) else lost
         log.warning("%s", problem)
-        bring_back(config, tags.get("model_version"), rebuilt, problem)
+        bring_back(config, version.tags.get("model_version"), rebuilt, problem)
     return rebuilt
 
 
@@ -101,20 +107,28 @@ def of_serving(config: Config, serving) -> Path:
     """The checkpoint of what serves (an in_service.Serving), by whatever still leads to it: the registry's version, the
     same model under another number or name there, or DVC, by what its engine or the run that made it says.
 
+    Of a version that is not signed nothing is taken from MLflow: what serves is then known by its engine alone.
+
     Raises:
         Gone: nothing does.
     """
     from tasks.promotion import in_service
 
-    if serving.version is not None:
+    if serving.version is not None and not serving.unsigned:
         return of_version(config, serving.version)
     if serving.elsewhere:
         name, number = serving.elsewhere
         mlflow = config.mlflow.model_copy(update={"registered_model": name})
-        return of_version(config.model_copy(update={"mlflow": mlflow}), number)
+        return of_version(config.model_copy(update={"mlflow": mlflow}), number, (name, config.mlflow.registered_model))
+    if not serving.on_disk:
+        raise Gone(serving.unsigned)
     target = final(config).with_name(f"serving-{serving.engine[:12]}")
+    made_of = in_service.made_of(config, serving)
+    for folder in (final(config), target):
+        if made_of is not None and (folder / "merged").exists() and content_hash(folder) == made_of:
+            return folder
     if not target.exists():
-        problem = f"the registry has no version with the model of {serving}"
+        problem = serving.unsigned or f"the registry has no version with the model of {serving}"
         bring_back(config, in_service.model_version(config, serving), target, problem)
     return target
 
@@ -149,17 +163,18 @@ def content_hash(folder: Path) -> str | None:
     return hashlib.sha256(parts.encode()).hexdigest()
 
 
-def rebuild(config: Config, number: int, target: Path) -> None:
-    """Merges a registry version's adapter onto its base again; such folders of versions without an alias go first."""
+def rebuild(config: Config, version, target: Path) -> None:
+    """Merges the adapter of a registry version, whose record is signed, onto its base again; such folders of versions
+    without an alias go first."""
     from tasks.promotion import registry
 
-    kept = {f"version-{other}" for other in {number, *registry.aliased(config)}}
+    kept = {f"version-{other}" for other in {int(version.version), *registry.aliased(config)}}
     for folder in [*target.parent.glob("version-*"), *target.parent.glob("serving-*")]:  # each as large as the base
         if folder.name not in kept:
             shutil.rmtree(folder)
-    log.info("rebuilding version %s from the registry", number)
+    log.info("rebuilding version %s from the registry", version.version)
     with files.new_folder(target) as folder:
-        registry.fetch(config, number, folder)
+        registry.fetch(config, version, folder)
         add_merged(folder, config.workspace)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from signing import signed
 
 from tasks import files, step
 from tasks.data import download, prepare, splits, validate
@@ -75,4 +76,4 @@ def registered(config, run) -> dict:
     tags = {"run_id": run.id, "dag_run_url": url, "profile": config.profile}
     known = registry.client(config).search_model_versions(f"name='{name}' and tag.run_id='{run.id}'")
     made = known[0] if known else registry.client(config).create_model_version(name, "file:///nowhere", tags=tags)
-    return {"version": int(made.version)}
+    return {"version": signed(config, made.version)}

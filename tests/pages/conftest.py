@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from bag_runs import CHANGED_LIMITS, SHOWN, SMALL, judged, retrained
 from playwright.sync_api import sync_playwright
+from signing import tag
 
 from tasks import step
 from tasks.promotion import registry, report
@@ -46,7 +47,7 @@ def pages(environment):
     run's pages about its data."""
     first = retrained([*SMALL, "seed=1"], share=0.02)
     config = step.open_run("report", [])[1]
-    registry.tag(config, 1, profile="gpu")
+    tag(config, 1, profile="gpu")
     registry.set_alias(config, "champion", 1)
     retrained([*SMALL, "seed=2", "promotion.mode=review"], share=0.9)
     run = step.open_run("report", [])[0]

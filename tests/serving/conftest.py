@@ -18,6 +18,7 @@ from serving_parts import (
     torch_probabilities,
     write_data,
 )
+from signing import signed
 
 from tasks import run as runs
 from tasks.promotion import registry
@@ -54,7 +55,7 @@ def make_versions(workspace: Path) -> Path:
         tags = {"run_id": run.id, "checkpoint_sha256": checkpoint.content_hash(folder)}
         name = config.mlflow.registered_model
         created = registry.client(config).create_model_version(name, f"file:{workspace}", tags=tags)
-        assert int(created.version) == version
+        assert signed(config, created.version) == version
         run.save("register", {"version": version})
         run.save("export_onnx", export_onnx.run(config, run))
         run.save("build_engine", build_engine.run(config, run))
@@ -72,7 +73,8 @@ def workspace(made, tmp_path, monkeypatch) -> Path:
     """A fresh workspace beside a copy of the registry and of both runs."""
     monkeypatch.delenv("TOXIC_RUN_ID", raising=False)
     monkeypatch.setenv("TOXIC_WORKSPACE", str(tmp_path))
-    shutil.copytree(made / "runs", tmp_path / "runs")
+    for name in ("runs", "signing"):
+        shutil.copytree(made / name, tmp_path / name)
     shutil.copy(made / "mlflow.db", tmp_path)
     return tmp_path
 

@@ -16,7 +16,7 @@ from tritonclient.grpc import InferenceServerClient
 from tasks import config as configuration
 from tasks import files, integrity
 from tasks.labels import LABELS
-from tasks.promotion import registry
+from tasks.promotion import decide, registry
 from tasks.run import Run, find
 from tasks.serving import client, repository, swap, triton
 
@@ -123,7 +123,9 @@ def decided(config, bring, version: int) -> Run:
     """The version's run as a reviewer's approval has left it, ready for `swap`."""
     run, champion = bring(version), registry.alias(config, "champion")
     approval = {"decision": "approve", "reviewer": "ann", "reason": "as agreed"}
-    run.save("decide", {"champion": champion, "at": registry.now(), **approval})
+    result = {"version": version, "champion": champion, "at": registry.now(), "person": [], **approval}
+    decide.record(config, result, config.release.version is not None, None, {})
+    run.save("decide", result)
     return run
 
 

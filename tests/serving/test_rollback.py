@@ -3,7 +3,8 @@
 import uuid
 
 import pytest
-from serving_parts import VERSIONS, answer, overrides, ready, remove, run_of
+from serving_parts import VERSIONS, answer, decided, overrides, ready, remove, run_of
+from signing import signed
 
 from tasks import config as configuration
 from tasks import run as runs
@@ -23,9 +24,11 @@ def config(config, mlflow_server):
     config = config.model_copy(update={"mlflow": config.mlflow.model_copy(update=changed)})
     registry.ensure_model(config)
     for number in VERSIONS:
-        tags = {"run_id": run_of(config.workspace, number).id, "gate": "passed"}
+        run = run_of(config.workspace, number)
+        built = run.result("build_engine")["sha256"]
+        tags = {"run_id": run.id, "gate": "passed", "engine": "onnx", "engine_sha256": built}
         created = registry.client(config).create_model_version(name, "test:///nowhere", tags=tags)
-        assert int(created.version) == number
+        assert signed(config, created.version) == number
     return config
 
 
@@ -194,10 +197,11 @@ MOMENTS = {
 @on_sqlite
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_registry_that_goes_away_in_a_swap_is_made_good_by_the_next_start(
-    config, live, promote, mlflow_server, monkeypatch, moment
+    config, live, bring, promote, mlflow_server, monkeypatch, moment
 ):
     call, count, serves = MOMENTS[moment]
     promote(1)
+    run = decided(config, bring, 2)
     try:
         with monkeypatch.context() as patched:
             patched.setattr(registry, call, killing(mlflow_server, getattr(registry, call), count))
@@ -205,7 +209,7 @@ def test_a_registry_that_goes_away_in_a_swap_is_made_good_by_the_next_start(
                 "version 2 is not put into service, 1 serves as before: " if serves == 1 else "version 2 is in service"
             )
             with pytest.raises(StepFailed, match=f"{said}.*{AWAY}"):
-                promote(2)
+                swap.run(config, run)
         assert answer(config)["version"] == serves
         assert exchange.journal_file(config).exists()
     finally:

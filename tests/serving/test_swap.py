@@ -18,6 +18,7 @@ from serving_parts import (
     ready,
     run_of,
 )
+from signing import tag
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
@@ -588,7 +589,7 @@ def test_a_rollback_between_decision_and_swap_counts(config, live, bring):
     with pytest.raises(StepFailed, match="on hold .*insults passed.*toxicity_release for version 1, or clear"):
         swap.run(config, run)
     run.save("decide", by_a_person)  # a person's word stands, but for the version that was rolled back since
-    registry.tag(config, 1, rolled_back_at="2999-01-01", rolled_back_by="ada", rolled_back_because="insults passed")
+    tag(config, 1, rolled_back_at="2999-01-01", rolled_back_by="ada", rolled_back_because="insults passed")
     with pytest.raises(StepFailed, match="version 1 was rolled back by ada"):
         swap.run(config, run)
     assert repository.served(repository.live(config)) is None

@@ -3,6 +3,8 @@
 import resource
 from contextlib import contextmanager
 
+from signing import signed
+
 from tasks import config as configuration
 from tasks.data import sources
 from tasks.promotion import registry
@@ -36,7 +38,7 @@ def registered(overrides, result, **tags):
     registry.ensure_model(config)
     known = {"run_id": result["run_id"], "fingerprint": result["fingerprint"], **tags}
     name = config.mlflow.registered_model
-    return int(registry.client(config).create_model_version(name, "file:///x", tags=known).version)
+    return signed(config, registry.client(config).create_model_version(name, "file:///x", tags=known).version)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from raw_data import SMALL, dvc_file, files_of_at_most
+from signing import signed
 
 import commands
 from tasks import config as configuration
@@ -433,7 +434,8 @@ def registered(config, folder):
     for name, version in wanted.items():
         client.log_artifact(mlflow_run, str(versions.pointer_file(folder.parent / name)), "dvc")
     tags = {"run_id": "a-run", "data_version": wanted["processed"]}
-    number = int(client.create_model_version("toxic_classificator", "a/source", mlflow_run, tags=tags).version)
+    made = client.create_model_version("toxic_classificator", "a/source", mlflow_run, tags=tags)
+    number = signed(config, made.version)
     return config, number, mlflow_run, wanted
 
 

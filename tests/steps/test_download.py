@@ -105,7 +105,7 @@ def test_download_skips_what_already_has_a_verdict_unless_forced(workspace):
     first = execute("download", download.run, SMALL)
     version = registered(SMALL, first)
     assert execute("download", download.run, SMALL)["status"] == "done"  # registered, but no verdict yet
-    registry.tag(configuration.load(SMALL), version, verdict="rejected")
+    registry.record(configuration.load(SMALL), version, verdict="rejected")
     with pytest.raises(Skip, match=f"nothing new since run {first['run_id']}: version 1 was rejected") as skip:
         execute("download", download.run, SMALL)
     assert skip.value.result["fingerprint"] == first["fingerprint"]

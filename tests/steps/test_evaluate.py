@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from mlflow import MlflowClient
 from prepared_rows import rows
+from signing import signed
 
 from tasks import config as configuration
 from tasks import files, metrics
@@ -48,7 +49,7 @@ def evaluated(tmp_path_factory, empty_store):
     registry.ensure_model(config)
     name = config.mlflow.registered_model
     registry.client(config).create_model_version(name, "file:///nowhere", tags={"run_id": run.id})
-    registry.set_alias(config, "champion", 1)
+    registry.set_alias(config, "champion", signed(config, 1))
     return config, run, evaluate.run(config, run)
 
 

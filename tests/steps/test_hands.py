@@ -9,6 +9,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from signing import signed, tag
 from test_promotion import evaluated
 
 import commands
@@ -43,7 +44,7 @@ def version(config, **tags) -> int:
     name, number = config.mlflow.registered_model, len(registry.versions(config)) + 1
     known = {"run_id": f"run-{number}", "gate": "passed", "checkpoint_sha256": f"checkpoint-{number}"}
     tags = {**known, **limits.tags_of(config.gate), "profile": "demo", **tags}
-    return int(registry.client(config).create_model_version(name, "file:///nowhere", tags=tags).version)
+    return signed(config, registry.client(config).create_model_version(name, "file:///nowhere", tags=tags).version)
 
 
 def serve(config, number: int, engine: str, **facts) -> None:
@@ -137,9 +138,10 @@ def test_an_alias_on_what_never_served_is_said_also_where_nothing_serves(config)
 
 
 def test_an_engine_that_was_built_again_since_leaves_the_version_known(second):
-    registry.tag(second, 2, engine_sha256="of-a-later-build")
+    tag(second, 2, engine_sha256="of-a-later-build")
     assert in_service.champion(second) == 2
     registry.untag(second, 2, "served_sha256")
+    signed(second, 2)
     assert in_service.champion(second) == 2  # by its checkpoint
     serve(second, 2, "2engine-of-this")  # as engines of before they held their origin
     assert in_service.champion(second) == 2  # by the registry's own record that it served
@@ -204,7 +206,7 @@ def test_equal_numbers_are_not_the_same_model(anew):
 
 def test_a_new_registrys_versions_get_numbers_of_their_own(anew):
     tags = registry.tags(anew, 1) | {"model_version": "abc"}
-    registry.tag(anew, 1, model_version="abc")
+    tag(anew, 1, model_version="abc")
     assert register.registered(anew, tags) is None  # it could never be put into service
     registry.pass_over_numbers(anew, 3)
     assert version(anew, model_version="abc", run_id="run-1") == 4
@@ -388,7 +390,7 @@ def test_an_address_that_mlflow_does_not_take_is_said_in_words(config, tmp_path,
 
 
 def test_a_tag_that_a_hand_has_written_over_leaves_the_decision_to_a_person(second):
-    registry.tag(second, 2, gate_limits="none of your business")
+    tag(second, 2, gate_limits="none of your business")
     (why,) = limits.for_a_person(second, registry.tags(second, 3))
     assert why == "nobody knows by which limits version 2, which serves, was judged"
 

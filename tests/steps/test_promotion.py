@@ -4,12 +4,13 @@ import getpass
 import json
 
 import pytest
+from signing import signed, tag
 
 import commands
 from tasks import config as configuration
 from tasks.errors import Skip, StepFailed, UsageError
 from tasks.labels import LANGUAGES, TYPES
-from tasks.promotion import decide, gate, registry
+from tasks.promotion import decide, gate, registry, signatures
 from tasks.run import Run
 
 
@@ -27,7 +28,7 @@ def run(config):
     name = config.mlflow.registered_model
     made = Run("first", config.workspace / "runs" / "first")
     version = mlflow.create_model_version(name, "file:///nowhere", tags={"run_id": made.id, "fingerprint": "abc"})
-    made.save("register", {"version": int(version.version)})
+    made.save("register", {"version": signed(config, version.version)})
     made.save("evaluate", evaluated())
     return made
 
@@ -72,7 +73,7 @@ def test_a_good_first_version_becomes_challenger(config, run):
     assert verdict["passed"]
     assert registry.alias(config, "challenger") == 1
     assert registry.tags(config, 1)["gate"] == "passed"
-    assert not set(gate.TAGS) & set(registry.tags(config, 1))
+    assert set(signatures.KINDS["gate"]) & set(registry.tags(config, 1)) == {"gate", "gate_group", "gate_limits"}
     assert (verdict["missed"], verdict["warned"], verdict["overrides"], verdict["overridden_by"]) == ([], [], [], None)
 
 
@@ -223,7 +224,7 @@ def test_a_hold_that_was_set_after_the_review_task_answered_for_auto_counts(conf
 
 def test_a_review_that_times_out_does_not_speak_against_what_was_released_meanwhile(config, run, monkeypatch):
     passed(config, run)
-    registry.tag(config, 1, verdict="promoted")
+    tag(config, 1, verdict="promoted")
     registry.set_alias(config, "champion", 1)
     monkeypatch.setenv("TOXIC_REVIEW", json.dumps({"decision": "reject", "reviewer": "nobody", "reason": "timed_out"}))
     with pytest.raises(Skip, match="in service: nothing is recorded; .* rollback"):
@@ -233,7 +234,7 @@ def test_a_review_that_times_out_does_not_speak_against_what_was_released_meanwh
 
 def test_what_was_decided_stays_the_final_verdict_when_the_gate_is_asked_again(config, run):
     for verdict in ("rejected", "promoted"):
-        registry.tag(config, 1, verdict=verdict)
+        tag(config, 1, verdict=verdict)
         strict = with_gate(config, "gate.toxic.min=0.99", "gate.override_reason=a stricter week")
         with pytest.raises(Skip):
             gate.run(strict, run)
@@ -245,7 +246,7 @@ def test_what_was_decided_stays_the_final_verdict_when_the_gate_is_asked_again(c
 def test_a_version_that_was_rolled_back_is_not_approved_by_an_earlier_review(config, run):
     passed(config, run)
     late = {"served_at": "2026-01-01T10:00:00", "rolled_back_at": "2026-01-01T12:00:00", "rolled_back_by": "ada"}
-    registry.tag(config, 1, **late, rolled_back_because="calls greetings toxic")
+    tag(config, 1, **late, rolled_back_because="calls greetings toxic")
     with pytest.raises(StepFailed, match="rolled back by ada at .*calls greetings toxic.*toxicity_release"):
         decide.run(config, run, decision="approve", reviewer="bo")
 
@@ -254,7 +255,7 @@ def test_auto_leaves_a_change_of_the_base_model_to_a_person(config, run):
     passed(config, run)
     mlflow, name = registry.client(config), config.mlflow.registered_model
     mlflow.create_model_version(name, "file:///nowhere", tags={"base_sha256": "another"})
-    registry.set_alias(config, "champion", 2)
+    registry.set_alias(config, "champion", signed(config, 2))
     run.save("gate", {**run.result("gate"), "champion": 2})
     with pytest.raises(Skip, match="a person decides, since version 2, which serves, has another base model"):
         decide.run(config, run)
@@ -270,12 +271,12 @@ def after(config, run, overrides, champion=REAL, **tags):
     """The configuration of a run with these overrides, whose version 2 meets version 1, judged by `champion`'s limits,
     in service."""
     configs = [configuration.load(chosen) for chosen in (champion, overrides)]
-    registry.tag(config, 1, profile=configs[0].profile, base_sha256="base")
+    tag(config, 1, profile=configs[0].profile, base_sha256="base")
     gate.run(configs[0], run)
     registry.set_alias(config, "champion", 1)
     tags = {"run_id": run.id, "profile": configs[1].profile, "base_sha256": "base"}
     registry.client(config).create_model_version(config.mlflow.registered_model, "file:///nowhere", tags=tags)
-    run.save("register", {"version": 2})
+    run.save("register", {"version": signed(config, 2)})
     run.save("evaluate", evaluated(champion=(0.90, 0.80), champion_version=1))
     return configs[1]
 
@@ -352,6 +353,7 @@ def test_a_demo_follows_a_demo_by_itself(config, run):
 def test_a_champion_that_was_never_judged_leaves_its_successor_to_a_person(config, run):
     demo = after(config, run, ["profile=demo"], champion=["profile=demo"])
     registry.untag(config, 1, "gate_limits")
+    signed(config, 1)
     run.save("gate", gate.run(demo, run))
     with pytest.raises(Skip, match="nobody knows by which limits version 1, which serves, was judged"):
         decide.run(demo, run)
@@ -394,7 +396,7 @@ def test_a_version_that_missed_the_gate_can_not_be_approved(config, run):
     "tags, missed", [({"gate": "failed", "gate_missed": "type_threat"}, "type_threat"), ({}, "never judged")]
 )
 def test_what_missed_the_gate_is_released_for_a_reason_alone_and_the_registry_keeps_it(config, run, tags, missed):
-    registry.tag(config, 1, **tags)
+    tag(config, 1, **tags)
     release = config.model_copy(update={"release": config.release.model_copy(update={"version": 1})})
     with pytest.raises(UsageError, match=f"not passed the gate .*{missed}.*with a reason"):
         decide.run(release, run, decision="approve", reviewer="ada")

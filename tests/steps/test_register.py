@@ -17,7 +17,7 @@ from tasks import files
 from tasks.data import download, versions
 from tasks.errors import StepFailed
 from tasks.labels import LABELS, TYPES
-from tasks.promotion import decide, gate, register, registry, report
+from tasks.promotion import decide, gate, register, registry, report, signatures, verify
 from tasks.run import find
 from tasks.serving import predict
 from tasks.training import checkpoint, evaluate, train
@@ -137,8 +137,9 @@ print(json.dumps([model.predict(sys.argv[3:]), model.predict(model.input_example
 
 
 @on_sqlite
-def test_a_version_brings_all_but_the_base(config, trained, tmp_path, monkeypatch):
+def test_a_version_brings_all_but_the_base(config, trained, mlflow_server, tmp_path, monkeypatch):
     from mlflow.artifacts import download_artifacts
+    from mlflow.pyfunc import load_model
 
     _, run = trained
     merges, merge = [], checkpoint.add_merged
@@ -147,7 +148,13 @@ def test_a_version_brings_all_but_the_base(config, trained, tmp_path, monkeypatc
         uri = register.run(config, run)["model_uri"]
     assert len(merges) == 1  # to have the example answered: a model of gigabytes is loaded no more often than that
     folder = Path(download_artifacts(artifact_uri=uri, dst_path=str(tmp_path))) / "artifacts" / "checkpoint"
-    assert {path.name for path in folder.iterdir()} == {"adapter", "tokenizer", "thresholds.json", "training.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        "adapter",
+        "tokenizer",
+        "thresholds.json",
+        "training.json",
+        "signature.json",
+    }
     head = "base_model.model.score.weight"
     with safe_open(folder / "adapter" / "adapter_model.safetensors", "np") as weights:
         names = set(weights.keys())
@@ -159,11 +166,37 @@ def test_a_version_brings_all_but_the_base(config, trained, tmp_path, monkeypatc
     for number in (1, 7):
         files.write_text(tmp_path / f"version-{number}" / "merged" / "model.safetensors", "of an earlier rebuild")
     again = tmp_path / "version-3"
-    checkpoint.rebuild(config, 1, again)
+    checkpoint.rebuild(config, registry.require_signed(config, 1), again)
     assert {path.name for path in tmp_path.glob("version-*")} == {"version-1", "version-3"}  # 7 carries no alias
     merged = checkpoint.final(config) / "merged"
     assert files.sha256(again / "merged" / "model.safetensors") == files.sha256(merged / "model.safetensors")
     assert files.sha256(again / "merged" / "tokenizer.json") == files.sha256(merged / "tokenizer.json")
+
+    # What it brings is signed, its code too: whoever changes a file of it changes a version that nobody loads.
+    command = [f"mlflow.{key}={getattr(config.mlflow, key)}" for key in ("tracking_uri", "registered_model")]
+    command = [f"workspace={config.workspace}", *command]
+    found = verify.run(command, 1, "configs", "config")
+    assert (found["model_uri"], found["signed"], found["signed_by"]) == (uri, ["register"], None)
+    assert found["checkpoint"] == checkpoint.content_hash(checkpoint.final(config))
+    model_id = registry.version(config, 1).source.removeprefix("models:/")
+    (stored,) = mlflow_server.folder.glob(f"**/{model_id}/artifacts/MLmodel")
+    for name in ("code/tasks/promotion/pyfunc.py", "artifacts/checkpoint/training.json"):
+        file = stored.parent / name
+        file.write_text(file.read_text().replace("tiny", "tinier") + "\n")
+        with pytest.raises(registry.Changed, match="in MLflow are not those that were registered"):
+            verify.run(command, 1, "configs", "config")
+        with pytest.raises(registry.Changed, match="in MLflow are not those that were registered"):
+            checkpoint.rebuild(config, registry.require_signed(config, 1), again)
+    monkeypatch.setenv("TOXIC_WORKSPACE", str(config.workspace))
+    with pytest.raises(signatures.Unsigned, match="its files are not those that were signed"):
+        load_model(uri)
+    # DVC has it as it was.
+    shutil.move(checkpoint.final(config), tmp_path / "final")
+    try:
+        back = checkpoint.of_version(config, 1)
+        assert checkpoint.content_hash(back) == found["checkpoint"] and back != checkpoint.final(config)
+    finally:
+        shutil.move(tmp_path / "final", checkpoint.final(config))
 
 
 class Killed(BaseException):
@@ -178,16 +211,25 @@ def test_registering_again_makes_no_second_version_of_the_same_model(config, tra
         register.run(config, run)
     assert numbers(config) == []
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(register.log, "info", killed)  # the version is there, the result is not
+        patched.setattr(register, "sign", killed)  # the version is there, its signature is not
+        register.run(config, run)
+    assert numbers(config) == [1] and "signature_register" not in registry.tags(config, 1)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(register.log, "info", killed)  # both are there, the result is not
         register.run(config, run)
     assert register.run(config, run)["version"] == 1
-    assert numbers(config) == [1]
+    assert numbers(config) == [1] and registry.require_signed(config, 1)
+    # A version of somebody else who says that it is this run's is not taken for it, with or without a signature.
+    name, tags = config.mlflow.registered_model, registry.tags(config, 1)
+    for forged in (tags, {key: value for key, value in tags.items() if key != "signature_register"}):
+        registry.client(config).create_model_version(name, "test:///forged", tags=forged)
+        assert register.run(config, run)["version"] == 1
     # Another model of the same run is another version.
     thresholds = checkpoint.final(config) / "thresholds.json"
     before = thresholds.read_text()
     try:
         files.write_json(thresholds, {**files.read_json(thresholds), "toxic": 0.123})
-        assert register.run(config, run)["version"] == 2
+        assert register.run(config, run)["version"] == 4
     finally:
         thresholds.write_text(before)
 

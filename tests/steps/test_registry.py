@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from signing import signed
 
 import commands
 from tasks import config as configuration
@@ -44,7 +45,7 @@ def config(overrides):
 
 def version(config, **tags) -> int:
     name = config.mlflow.registered_model
-    return int(registry.client(config).create_model_version(name, "test:///nowhere", tags=tags).version)
+    return signed(config, registry.client(config).create_model_version(name, "test:///nowhere", tags=tags).version)
 
 
 # The lease ------------------------------------------------------------------------------------------------------------
@@ -289,6 +290,12 @@ def test_what_was_rejected_is_settled_and_can_still_be_released(config, run, mon
     assert (tags["released_by"], tags["released_why"]) == ("bo", "on purpose")
     assert (tags["decision"], tags["decided_by"], tags["decided_why"]) == ("reject", "ann", reason)
     assert tags["verdict"] == verdict  # until it serves
+
+
+@pytest.mark.parametrize("reason", [" два\nряда \t", "🙂 \u202e ' \" \\ \u2028", "x" * 5000])
+def test_what_a_person_has_typed_is_signed_as_the_database_keeps_it(config, run, reason):
+    decide.run(config, run, decision="approve", reviewer="ann", reason=reason)
+    assert registry.require_signed(config, 1, "decide").tags["decided_why"] == reason
 
 
 def test_approval_counts_for_the_champion_that_the_version_was_compared_with(config, run):

@@ -6,6 +6,7 @@ import shutil
 import polars as pl
 import pytest
 from raw_data import SMALL, from_folder, rewrite
+from signing import tag
 
 from tasks import config as configuration
 from tasks import files
@@ -170,7 +171,7 @@ def champion(raw):
     champions = finished(config, "champion")
     registry.ensure_model(config)
     registry.client(config).create_model_version(config.mlflow.registered_model, "file:///nowhere")
-    registry.tag(config, 1, run_id=champions.id)
+    tag(config, 1, run_id=champions.id)
     registry.set_alias(config, "champion", 1)
     return raw
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from raw_data import SMALL, dvc_file
+from signing import signed
 
 import commands
 from tasks import config as configuration
@@ -99,7 +100,7 @@ def registered(raw):
     prepared = prepare.run(config, run)
     run.save("prepare", prepared)
     register.log_pointers(config, run, "0" * 32)
-    number = int(client.create_model_version("toxic_classificator", "a/source", mlflow_run).version)
+    number = signed(config, client.create_model_version("toxic_classificator", "a/source", mlflow_run).version)
     wanted = {"raw": run.result("download")["data_version"], "processed": prepared["data_version"]}
     (folder / "labeled.csv").write_text((folder / "labeled.csv").read_text().replace("1.0", "0.0", 50))
     later = prepare.run(config, find(config.workspace, "b-run"))
@@ -168,7 +169,7 @@ def test_a_version_without_dvc_files_and_one_that_is_not_there_are_named(registe
     config, number, _ = registered
     client = registry.client(config)
     bare = client.create_run(client.get_experiment_by_name(config.mlflow.experiment).experiment_id).info.run_id
-    client.create_model_version("toxic_classificator", "a/source", bare)
+    signed(config, client.create_model_version("toxic_classificator", "a/source", bare).version)
     for missing, words in ((number + 1, "registered without its .dvc files"), (number + 2, "has no version 3")):
         with pytest.raises(UsageError, match=words):
             bring_back(missing)
