@@ -48,6 +48,7 @@ PASSED_TO_CONTAINERS = (
 # Files of $TOXIC_SECRETS on the host that a step's container finds in /run/secrets, where docker/entrypoint.sh makes
 # variables of them. In the container's own environment `docker inspect` would show them.
 REGISTRY_SECRETS = ("MLFLOW_TRACKING_PASSWORD",)
+SIGNING = ("TOXIC_SIGNING_KEY",)  # of the steps that write facts into the registry; the others only check them
 
 OWNER = {"owner": "toxicity"}  # whom the list of DAGs names
 RARELY = "Rarely needed"  # the section of the forms that is folded at first
@@ -150,6 +151,7 @@ STEPS = {
             "Makes the model a new version in the MLflow registry, with its metrics and where it came from.",
             timeout=timedelta(minutes=30),
             retries=2,
+            secrets=SIGNING,
         ),
         Step(
             "gate",
@@ -158,6 +160,7 @@ STEPS = {
             "`review` on**: the run stays green, the service untouched, and the report says what was missed.",
             timeout=timedelta(minutes=10),
             retries=0,
+            secrets=SIGNING,
         ),
         Step(
             "report",
@@ -170,6 +173,7 @@ STEPS = {
             ("decide",),
             "Records in the registry who decided what about this version, when and why. A rejection skips the rest.",
             timeout=timedelta(minutes=10),
+            secrets=SIGNING,
         ),
         Step(
             "export_onnx",
@@ -186,6 +190,7 @@ STEPS = {
             timeout=timedelta(hours=2),
             gpu=True,
             image="triton",
+            secrets=SIGNING,
         ),
         Step(
             "stage",
@@ -202,6 +207,7 @@ STEPS = {
             "Hot-swaps the version into the live server, checks golden messages, moves the aliases `champion` and "
             "`previous`; or leaves everything as it was.",
             timeout=timedelta(minutes=30),
+            secrets=SIGNING,
         ),
     )
 }

@@ -24,6 +24,7 @@ value() {
     AIRFLOW__DATABASE__SQL_ALCHEMY_CONN) echo "postgresql+psycopg2://airflow:$(random 24)@postgres/airflow" ;;
     MLFLOW_BACKEND_STORE_URI) echo "postgresql+psycopg2://mlflow:$(random 24)@postgres/mlflow" ;;
     AIRFLOW__CORE__FERNET_KEY) echo "$(random 32)=" ;; # 32 bytes in base64
+    TOXIC_SIGNING_KEY) random 32 ;;                  # tasks/promotion/signatures.py
     AIRFLOW__API__SECRET_KEY | AIRFLOW__API_AUTH__JWT_SECRET | MLFLOW_FLASK_SERVER_SECRET_KEY) random 64 ;;
     POSTGRES_PASSWORD | MLFLOW_TRACKING_PASSWORD) random 24 ;;
     AIRFLOW_*_PASSWORD | MLFLOW_*_PASSWORD) random 15 ;; # what people type
@@ -37,7 +38,7 @@ all=(
     AIRFLOW__CORE__FERNET_KEY AIRFLOW__API__SECRET_KEY AIRFLOW__API_AUTH__JWT_SECRET MLFLOW_FLASK_SERVER_SECRET_KEY
     AIRFLOW_ADMIN_PASSWORD AIRFLOW_OPERATOR_PASSWORD AIRFLOW_REVIEWER_PASSWORD AIRFLOW_VIEWER_PASSWORD
     MLFLOW_AUTH_ADMIN_PASSWORD MLFLOW_REVIEWER_PASSWORD MLFLOW_TRACKING_PASSWORD
-    KAGGLE_API_TOKEN HF_TOKEN
+    TOXIC_SIGNING_KEY KAGGLE_API_TOKEN HF_TOKEN
 )
 for name in "${@:-${all[@]}}"; do
     [ $# -gt 0 ] || [ ! -e "$folder/$name" ] || continue

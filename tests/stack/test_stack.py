@@ -178,6 +178,8 @@ def test_no_step_ran_as_root_or_with_more_than_it_needs(served):
         mounts = {mount["Destination"] for mount in found["Mounts"]}
         expected = {"/workspace", "/run/secrets/MLFLOW_TRACKING_PASSWORD"}
         expected |= {"/run/secrets/KAGGLE_API_TOKEN"} if step == "download" else set()
+        signs = step in ("register", "gate", "decide", "build_engine", "swap")
+        expected |= {"/run/secrets/TOXIC_SIGNING_KEY"} if signs else set()
         expected |= {"/run/secrets/HF_TOKEN"} if step in ("train", "evaluate", "export_onnx") else set()
         assert mounts == expected, step
 
