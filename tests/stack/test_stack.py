@@ -484,6 +484,33 @@ def test_a_step_that_a_person_marks_as_failed_is_ended_with_its_container(stack,
     assert stack.ask()["version"] == 2
 
 
+def test_a_forged_version_is_not_released_and_is_champion_for_no_run(stack, swapped):
+    """Whoever has the steps' login can write any tag. That the next run is good and held against the true champion,
+    test_a_killed_scheduler_… sees."""
+    mlflow, model = stack.url("MLFLOW_PORT", "/api/2.0/mlflow"), "toxic_classificator"
+    dag = "/api/v2/dags/toxicity_release"
+    viewer = stack.airflow("viewer")
+
+    def releases() -> dict[str, str]:
+        found = viewer.get(f"{dag}/dagRuns").raise_for_status().json()["dag_runs"]
+        return {run["dag_run_id"]: run["state"] for run in found}
+
+    before = releases()
+    with httpx.Client(auth=("steps", stack.secret("MLFLOW_TRACKING_PASSWORD"))) as steps:
+        get = {"name": model, "version": "2"}
+        true = steps.get(f"{mlflow}/model-versions/get", params=get).raise_for_status().json()["model_version"]
+        copied = [tag for tag in true["tags"] if tag["key"] != "served_at"]
+        body = {"name": model, "source": true["source"], "run_id": true["run_id"], "tags": copied}
+        made = steps.post(f"{mlflow}/model-versions/create", json=body).raise_for_status().json()["model_version"]
+        for alias in ("champion", "approved"):
+            named = {"name": model, "alias": alias, "version": made["version"]}
+            steps.post(f"{mlflow}/registered-models/alias", json=named).raise_for_status()
+    wait_for(lambda: "failed" in {state for run, state in releases().items() if run not in before}, 180)
+    (release,) = releases().keys() - before.keys()
+    assert f"version {made['version']}" in (log := stack.log(release, "decide", dag=dag)) and "sign" in log
+    assert stack.ask()["version"] == 2
+
+
 def test_a_killed_scheduler_leaves_no_orphan_and_its_run_ends_well(stack, swapped):
     stack.trigger("scheduler-killed", SHORT)
     orphan = stack.wait_for_step("train")
@@ -495,6 +522,8 @@ def test_a_killed_scheduler_leaves_no_orphan_and_its_run_ends_well(stack, swappe
     assert "ending the orphaned container of train" in stack.compose("logs", "airflow-scheduler").stdout
     assert stack.finish("scheduler-killed") == "success"
     assert stack.steps() == {}
+    judged = json.loads((stack.workspace / "runs" / "weekly-scheduler-killed" / "gate.json").read_text())
+    assert judged["champion"] == 2, "it was held against what is only called champion"
 
 
 # Losing everything ----------------------------------------------------------------------------------------------------
