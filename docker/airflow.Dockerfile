@@ -17,7 +17,10 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 
 FROM ${PYTHON_IMAGE}
 RUN useradd --uid 10001 --user-group --create-home toxic \
- && install --directory --owner=toxic --group=toxic /workspace /logs
+ && install --directory --owner=toxic --group=toxic /workspace /logs \
+ # Nothing installs packages here, or becomes another user.
+ && rm -rf /usr/local/bin/pip* /usr/local/lib/python3.*/site-packages/pip /usr/local/lib/python3.*/site-packages/pip-* \
+ && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 COPY --from=build /opt/airflow /opt/airflow
 WORKDIR /app
 COPY docker/entrypoint.sh /usr/local/bin/with-secrets

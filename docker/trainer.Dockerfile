@@ -28,7 +28,10 @@ RUN --mount=type=cache,target=/root/.cache/uv --mount=type=bind,from=wheels,targ
 
 FROM ${PYTHON_IMAGE}
 RUN useradd --uid 10001 --user-group --create-home toxic \
- && install --directory --owner=toxic --group=toxic /workspace
+ && install --directory --owner=toxic --group=toxic /workspace \
+ # Nothing installs packages here, or becomes another user.
+ && rm -rf /usr/local/bin/pip* /usr/local/lib/python3.*/site-packages/pip /usr/local/lib/python3.*/site-packages/pip-* \
+ && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 COPY --from=build /opt/tasks /opt/tasks
 # torch.compile builds its kernels' launchers where it runs. Debian keeps one version of a package, and mends it: to pin it
 # would only break the build.

@@ -37,7 +37,10 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 
 FROM ${PYTHON_IMAGE}
 RUN useradd --uid 10001 --user-group --create-home toxic \
- && install --directory --owner=toxic --group=toxic /workspace
+ && install --directory --owner=toxic --group=toxic /workspace \
+ # Nothing installs packages here, or becomes another user.
+ && rm -rf /usr/local/bin/pip* /usr/local/lib/python3.*/site-packages/pip /usr/local/lib/python3.*/site-packages/pip-* \
+ && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 COPY --from=build /opt/tasks /opt/tasks
 COPY --from=server /opt/triton /opt/triton
 # A stub that lacks a library ends at once, and the server waits for it for ever. The pipe's status is grep's, as it should.

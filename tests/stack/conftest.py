@@ -6,6 +6,7 @@
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -47,6 +48,7 @@ class Stack:
             "TOXIC_STEP_MEMORY": "4g",
             "TOXIC_HEARTBEAT_TIMEOUT": "30",
             "TOXIC_TEST_WORKSPACE": str(self.workspace),
+            "TOXIC_TEST_DAG": shutil.copy(Path(__file__).with_name("impatient.py"), folder),
         }
         self.tokens: dict[tuple[str, str], tuple[float, str]] = {}  # since when
 

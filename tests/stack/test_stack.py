@@ -71,6 +71,31 @@ def test_an_image_says_which_code_it_holds_and_airflows_has_no_machine_learning(
     assert said.strip() == "[]"
 
 
+def test_no_image_has_what_becomes_another_user_or_installs_packages(stack):
+    program = "find / -xdev -type f -perm /6000; command -v pip pip3 uv || true"
+    for image in stack.images:
+        assert stack.run("docker", "run", "--rm", image, "sh", "-c", program).stdout == "", image
+
+
+def test_a_start_ends_red_and_names_what_is_not_as_it_should_be(stack):
+    """`make up` asks docker/check.sh, before and after."""
+
+    def complaint(part: str, **settings: str) -> str:
+        found = stack.run("docker/check.sh", part, check=False, **settings)
+        return found.stderr if found.returncode else ""
+
+    assert complaint("settings") == "" == complaint("running")
+    assert 'COMPOSE_PROFILES is "gpus" and has to be cpu or gpu' in complaint("settings", COMPOSE_PROFILES="gpus")
+    assert 'TOXIC_PROFILE is "prod"' in complaint("settings", TOXIC_PROFILE="prod")
+    dag = Path(stack.environment["TOXIC_TEST_DAG"])
+    whole = dag.read_text()
+    for text, says in (("import nothing_like_it", "impatient.py"), (whole, "")):
+        dag.write_text(text)
+        stack.compose("restart", "airflow-dag-processor")
+        assert says in (said := complaint("running")) and bool(said) == bool(says)
+    stack.wait_healthy()
+
+
 def test_a_missing_secret_stops_the_start_with_its_name(stack):
     secret = stack.secrets / "POSTGRES_PASSWORD"
     secret.rename(stack.folder / "taken-away")

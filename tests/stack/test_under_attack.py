@@ -56,6 +56,10 @@ def test_many_large_bodies_at_once_are_refused_or_wait(stack, unharmed):
     chunks = [b"a" * MEBIBYTE] * 64
     assert in_parallel(20, lambda: post(port, iter(chunks), {})) == [411] * 20
     assert in_parallel(20, lambda: post(port, fits, {})) == [200] * 20
+    no_messages = (
+        b'{"inputs": [' + b"0," * (4 * MEBIBYTE - 16) + b"0]}"
+    )  # a number takes ten times as much, once parsed
+    assert in_parallel(20, lambda: post(port, no_messages, {})) == [400] * 20
 
 
 @pytest.mark.parametrize(
@@ -80,6 +84,15 @@ def test_slow_sockets_shut_nobody_out(stack, unharmed, port, send):
 def question(*texts: str) -> bytes:
     message = {"name": "text", "datatype": "BYTES", "shape": [len(texts), 1], "data": [[text] for text in texts]}
     return json.dumps({"inputs": [message]}).encode()
+
+
+def test_triton_has_memory_left(stack, quiet):
+    """After what stands above, the largest bodies that it is handed among it."""
+    program = "cat /sys/fs/cgroup/memory.peak /sys/fs/cgroup/memory/memory.max_usage_in_bytes 2>/dev/null"
+    peak = int(stack.compose("exec", "-T", "triton-cpu", "sh", "-c", program, check=False).stdout)
+    limit = int(stack.run("docker", "inspect", "--format={{.HostConfig.Memory}}", stack.container("triton-cpu")).stdout)
+    figure("attack_triton_memory", peak / MEBIBYTE, "MiB")
+    assert peak < limit / 2
 
 
 @pytest.mark.parametrize(
