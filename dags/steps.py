@@ -292,6 +292,7 @@ class DockerStep(DockerOperator):
             ],
             network_mode=os.environ.get("TOXIC_DOCKER_NETWORK"),
             mem_limit=os.environ.get("TOXIC_STEP_MEMORY"),
+            ulimits=[Ulimit(name="core", soft=0, hard=0)],  # a core would hold people's messages and secrets
             cpus=0.5,  # Docker's weight, not a limit: where cores are short, what serves has twice as much
             log_opts_max_size="10m",
             log_opts_max_file="3",
@@ -318,7 +319,6 @@ class DockerStep(DockerOperator):
             security_opt=["no-new-privileges:true"],
             pids_limit=4096,
             memswap_limit=os.environ.get("TOXIC_STEP_MEMORY"),  # with swap: none beyond its memory
-            ulimits=[Ulimit(name="core", soft=0, hard=0)],  # a core would hold people's messages and secrets
             read_only=True,
             tmpfs={"/tmp": "exec"},
             init=True,  # else the step is process 1, which no SIGTERM ends before Python has come to handle it

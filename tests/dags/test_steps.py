@@ -1,8 +1,8 @@
 """From a list of steps to Airflow tasks: parameters, environments, both runners."""
 
 import json
-import re
 import os
+import re
 import subprocess
 import time
 from datetime import timedelta
