@@ -137,6 +137,7 @@ def test_the_next_comparison_is_with_what_serves_and_swaps_set_the_aliases_back(
     folder, serving = evaluate.what_serves(forged)
     assert folder == checkpoint.final(forged) and (serving["version"], serving["not_compared"]) == (2, None)
     assert "the registry calls version 3 champion, to which a hand has moved the alias" in caplog.text
+    assert "version 3 is not what steps have signed, so nothing puts it into service" in caplog.text
     run, number = find(forged.workspace, "weekly-4"), version(forged, run_id="weekly-4")
     run.save("register", {"version": number})
     run.save("evaluate", evaluated(champion=(0.9, 0.8), champion_version=2) | {"in_service": serving})
@@ -164,6 +165,13 @@ def test_where_nothing_serves_here_the_last_good_version_is_the_champion(forged,
     (why,) = limits.for_a_person(forged, {})
     assert "version 3 of toxic_classificator is not to be believed" in why
     assert swap.going_forward(forged, None, 4)["aliases"]["previous"] is None
+
+
+def test_a_rollback_that_finds_nothing_does_not_name_the_forged_version(forged):
+    for part in repository.PARTS:
+        shutil.rmtree(repository.folder(repository.live(forged), part, 1))
+    with pytest.raises(StepFailed, match="version 1 served before 2, but .* trigger toxicity_release for version 1$"):
+        rollback.choose(forged, in_service.find(forged))
 
 
 def test_the_same_model_under_another_number_is_taken_from_a_signed_version_alone(second, nothing_fetched, mlflow):
