@@ -76,7 +76,8 @@ def find(config: Config) -> Serving | None:
         unsigned=unsigned,
         from_before=bool(unsigned) and is_from_before(records[number], built),
     )
-    return replace(serving, warning=complaint(config, serving, known.get(number)))
+    believed = champion in signed(config, versions)
+    return replace(serving, warning=complaint(config, serving, known.get(number), believed))
 
 
 def only_registered(config: Config, champion: int) -> Serving:
@@ -176,11 +177,12 @@ def is_another_model(config: Config, number: int, tags: dict[str, str]) -> bool:
     return number in repository.installed(repository.live(config)) and not is_same(config, number, tags)
 
 
-def complaint(config: Config, serving: Serving, tags: dict[str, str] | None) -> str | None:
+def complaint(config: Config, serving: Serving, tags: dict[str, str] | None, believed: bool) -> str | None:
     """What the registry has wrong, and what helps; None where it calls what serves champion.
 
     Args:
         tags: of the registry's version of the number that serves; None: there is none.
+        believed: whether steps have signed the version that the registry calls champion.
     """
     name = config.mlflow.registered_model
     if serving.version is not None and serving.champion == serving.version:
@@ -191,10 +193,11 @@ def complaint(config: Config, serving: Serving, tags: dict[str, str] | None) -> 
             "as the next swap or rollback does"
         )
     if serving.version is not None:
+        release = f"to put version {serving.champion} into service, trigger toxicity_release for it"
+        forged = f"version {serving.champion} is not what steps have signed, so nothing puts it into service"
         return (
             f"{serving} serves, but the registry calls version {serving.champion} champion, to which a hand has moved "
-            f"the alias: {REPAIR} sets it back, as the next swap or rollback does; to put version {serving.champion} "
-            "into service, trigger toxicity_release for it"
+            f"the alias: {REPAIR} sets it back, as the next swap or rollback does; {release if believed else forged}"
         )
     if serving.elsewhere and serving.elsewhere[0] != name:
         other, number = serving.elsewhere

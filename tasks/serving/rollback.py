@@ -53,7 +53,7 @@ def choose(config: Config, serving: in_service.Serving | None) -> int:
     before = [version for version in registry.history(config) if version != serving.number]
     there = [version for version in before if version in repository.installed(live)]
     if not there:
-        raise StepFailed(nothing_left(serving, before, live))
+        raise StepFailed(nothing_left(serving, [number for number in serving.history if number in before], live))
     wrong = {
         number: signatures.problem(config.workspace, registry.version(config, number), ("swap",)) for number in there
     }

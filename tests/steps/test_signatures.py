@@ -113,8 +113,7 @@ FIRST_STEPS = {
 }
 
 
-@pytest.mark.parametrize("step", FIRST_STEPS)
-def test_a_forged_version_is_refused_at_the_first_step_that_meets_it(forged, step):
+def test_a_forged_version_is_refused_at_the_first_step_that_meets_it(forged):
     run = find(forged.workspace, "release-3")
     run.save("register", {"version": 3})
     run.save("evaluate", evaluated())
@@ -128,15 +127,17 @@ def test_a_forged_version_is_refused_at_the_first_step_that_meets_it(forged, ste
         r"\(checkpoint_sha256, …\) is wrong: .* another version's; nothing of it is loaded .*"
         "`python commands.py sign --version=3 --reason=.*delete it in MLflow$"
     )
-    with pytest.raises(signatures.Unsigned, match=said):
-        FIRST_STEPS[step](forged, run)
-    assert registry.tags(forged, 3) == before
+    for step in FIRST_STEPS.values():
+        with pytest.raises(signatures.Unsigned, match=said):
+            step(forged, run)
+        assert registry.tags(forged, 3) == before
 
 
 def test_the_next_comparison_is_with_what_serves_and_swaps_set_the_aliases_back(forged, caplog):
     folder, serving = evaluate.what_serves(forged)
     assert folder == checkpoint.final(forged) and (serving["version"], serving["not_compared"]) == (2, None)
     assert "the registry calls version 3 champion, to which a hand has moved the alias" in caplog.text
+    assert "version 3 is not what steps have signed, so nothing puts it into service" in caplog.text
     run, number = find(forged.workspace, "weekly-4"), version(forged, run_id="weekly-4")
     run.save("register", {"version": number})
     run.save("evaluate", evaluated(champion=(0.9, 0.8), champion_version=2) | {"in_service": serving})
@@ -164,6 +165,13 @@ def test_where_nothing_serves_here_the_last_good_version_is_the_champion(forged,
     (why,) = limits.for_a_person(forged, {})
     assert "version 3 of toxic_classificator is not to be believed" in why
     assert swap.going_forward(forged, None, 4)["aliases"]["previous"] is None
+
+
+def test_a_rollback_that_finds_nothing_does_not_name_the_forged_version(forged):
+    for part in repository.PARTS:
+        shutil.rmtree(repository.folder(repository.live(forged), part, 1))
+    with pytest.raises(StepFailed, match="version 1 served before 2, but .* trigger toxicity_release for version 1$"):
+        rollback.choose(forged, in_service.find(forged))
 
 
 def test_the_same_model_under_another_number_is_taken_from_a_signed_version_alone(second, nothing_fetched, mlflow):
@@ -195,67 +203,80 @@ def test_a_forged_verdict_does_not_keep_the_next_run_from_training(config, caplo
 # A changed one --------------------------------------------------------------------------------------------------------
 
 
-def a_copied_signature(config, mlflow):
+def a_copied_signature(config, number):
     other = version(config, gate="failed", gate_missed="f1_toxic")
-    registry.tag(config, 2, signature_gate=registry.tags(config, other)["signature_gate"])
+    registry.tag(config, number, signature_gate=registry.tags(config, other)["signature_gate"])
 
 
-def another_key(config, mlflow):
-    (config.workspace / "signing" / "private_key").unlink()
-    (config.workspace / "signing" / "public_key").unlink()
-    signed(config, 2)
-    files.write_text(config.workspace / "signing" / "private_key", signatures.in_letters(b"7" * 32))
+def all_signatures_removed(config, number):
+    registry.untag(config, number, *(f"signature_{kind}" for kind in signatures.KINDS))
 
 
-def made_again_from_elsewhere(config, mlflow):
-    name, copies = config.mlflow.registered_model, [registry.tags(config, number) for number in (1, 2)]
-    for number in ("1", "2"):
-        mlflow.delete_model_version(name, number)
+def signed_by_another_key(config, number):
+    key = config.workspace / "signing" / "private_key"
+    ours = key.read_text()
+    files.write_text(key, signatures.in_letters(b"7" * 32))
+    signed(config, number)
+    files.write_text(key, ours)
+
+
+def made_again_from_elsewhere(config, number):
+    mlflow, name = registry.client(config), config.mlflow.registered_model
+    copies = {int(found.version): found.tags for found in registry.versions(config)}
+    for other in copies:
+        mlflow.delete_model_version(name, str(other))
     mlflow.delete_registered_model(name)
     mlflow.create_registered_model(name)
-    assert [made_by_hand(config, tags) for tags in copies] == [1, 2]
+    for other in sorted(copies):
+        assert made_by_hand(config, copies[other]) == other
 
 
+def tagged(**tags):
+    return lambda config, number: registry.tag(config, number, **tags)
+
+
+def untagged(*names):
+    return lambda config, number: registry.untag(config, number, *names)
+
+
+# What a hand does to a version, and the step whose facts it touches.
 CHANGES = {
-    "a tag changed": (lambda config, _: registry.tag(config, 2, checkpoint_sha256="another"), "register"),
-    "the base changed": (lambda config, _: registry.tag(config, 2, base_sha256="another"), "register"),
-    "the limits softened": (lambda config, _: registry.tag(config, 2, gate_limits="{}"), "gate"),
-    "a tag added": (lambda config, _: registry.tag(config, 2, gate_overrides="[]"), "gate"),
-    "a tag removed": (lambda config, _: registry.untag(config, 2, "gate_limits"), "gate"),
-    "a failed gate passed": (a_copied_signature, "gate"),
-    "a signature removed": (lambda config, _: registry.untag(config, 2, "signature_gate"), "gate"),
-    "all signatures removed": (
-        lambda config, _: registry.untag(config, 2, *(f"signature_{kind}" for kind in signatures.KINDS)),
-        "register",
-    ),
-    "a decision added": (lambda config, _: registry.tag(config, 2, decision="approve"), "decide"),
-    "a release added": (lambda config, _: registry.tag(config, 2, released_at="2026"), "release"),
-    "another engine": (lambda config, _: registry.tag(config, 2, engine_sha256="another"), "build_engine"),
-    "served later": (lambda config, _: registry.tag(config, 2, served_at="2999"), "swap"),
-    "rolled back": (lambda config, _: registry.tag(config, 2, rolled_back_at="2999"), "rollback"),
-    "settled": (lambda config, _: registry.tag(config, 2, verdict="rejected"), "verdict"),
-    "vouched for": (lambda config, _: registry.tag(config, 2, signed_at="2026"), "sign"),
-    "signed by another key": (another_key, "register"),
+    "a tag changed": (tagged(checkpoint_sha256="another"), "register"),
+    "the base changed": (tagged(base_sha256="another"), "register"),
+    "the limits softened": (tagged(gate_limits="{}"), "gate"),
+    "a tag added": (tagged(gate_overrides="[]"), "gate"),
+    "a tag removed": (untagged("gate_limits"), "gate"),
+    "a signature copied": (a_copied_signature, "gate"),
+    "a signature removed": (untagged("signature_gate"), "gate"),
+    "all signatures removed": (all_signatures_removed, "register"),
+    "a decision added": (tagged(decision="approve"), "decide"),
+    "a release added": (tagged(released_at="2026"), "release"),
+    "another engine": (tagged(engine_sha256="another"), "build_engine"),
+    "served later": (tagged(served_at="2999"), "swap"),
+    "rolled back": (tagged(rolled_back_at="2999"), "rollback"),
+    "settled": (tagged(verdict="rejected"), "verdict"),
+    "vouched for": (tagged(signed_at="2026"), "sign"),
+    "signed by another key": (signed_by_another_key, "register"),
     "made again, of other files": (made_again_from_elsewhere, "register"),
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_version_that_a_hand_has_changed_is_refused_and_the_fact_is_named(second, mlflow, nothing_fetched, change):
-    registry.require_signed(second, 2)
-    by_hand, kind = CHANGES[change]
-    by_hand(second, mlflow)
-    with pytest.raises(
-        signatures.Unsigned, match=f"^version 2 of toxic_classificator is not .*: (the signature of )?what {kind} wr"
-    ):
-        decide.run(released(second, 2), find(second.workspace, "release-2"), decision="approve", reviewer="ann")
+def test_a_version_that_a_hand_has_changed_is_refused_and_the_fact_is_named(config, nothing_fetched):
+    approval = {"decision": "approve", "reviewer": "ann", "reason": "it is good"}
+    for by_hand, kind in CHANGES.values():
+        number = version(config, engine_sha256="an-engine", served_sha256="an-engine", served_at=SERVED_AT.format(1))
+        registry.require_signed(config, number)
+        by_hand(config, number)
+        said = f"^version {number} of toxic_classificator is not to be .*: (the signature of )?what {kind} wr"
+        with pytest.raises(signatures.Unsigned, match=said):
+            decide.run(released(config, number), find(config.workspace, "release"), **approval)
 
 
 @pytest.mark.parametrize("change", ["the limits softened", "all signatures removed", "served later"])
 def test_a_champion_that_a_hand_has_changed_is_compared_with_by_its_engine_and_a_person_decides(
-    second, mlflow, nothing_fetched, caplog, change
+    second, nothing_fetched, caplog, change
 ):
-    CHANGES[change][0](second, mlflow)
+    CHANGES[change][0](second, 2)
     folder, serving = evaluate.what_serves(second)
     assert folder == checkpoint.final(second) and (serving["version"], serving["not_compared"]) == (2, None)
     assert "version 2 (engine engine-2) goes on serving: version 2 of toxic_classificator is not to be" in caplog.text
