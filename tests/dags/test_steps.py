@@ -204,7 +204,9 @@ def test_secrets_are_files_of_the_step_that_needs_them(docker):
         f"/run/secrets/{name}": (f"/srv/secrets/{name}", "bind", True)
         for name in ("MLFLOW_TRACKING_PASSWORD", "KAGGLE_API_TOKEN")
     }
-    assert [mount["Target"] for mount in docker("gate").mounts[1:]] == ["/run/secrets/MLFLOW_TRACKING_PASSWORD"]
+    for step, more in (("stage", []), ("gate", ["/run/secrets/TOXIC_SIGNING_KEY"])):
+        targets = [mount["Target"] for mount in docker(step).mounts[1:]]
+        assert targets == ["/run/secrets/MLFLOW_TRACKING_PASSWORD", *more]
 
 
 class DagRun:
