@@ -24,6 +24,7 @@ def quiet(stack, served) -> float:
     with Watchers(stack.url("TRITON_HTTP_PORT")) as clients:
         clients.stopped.wait(10)
     assert clients.failures == []
+    figure("attack_p99_before", 1000 * clients.p99(), "ms")
     return clients.p99()
 
 
@@ -35,7 +36,7 @@ def unharmed(stack, quiet, request):
         yield
     assert clients.failures == [] and len(clients.seconds) > 10
     assert started(stack, "triton-cpu") == before
-    figure(f"p99_in_{request.node.name}", 1000 * clients.p99(), "ms")
+    figure(f"attack_p99_{request.node.name.removeprefix('test_')}", 1000 * clients.p99(), "ms")
 
 
 def started(stack, service: str) -> str:

@@ -368,8 +368,8 @@ def test_a_call_that_makes_no_progress_is_cut(server, method, words):
     server.pause[method] = 30
     server.cuts = [100]
     started = time.monotonic()
-    with pytest.raises(kaggle.Unreachable, match=f"{words} for 1 s .kaggle.stall_s"):
-        get(DATA_SET, stall_s=1, attempts=1)
+    with pytest.raises(kaggle.Unreachable, match=f"{words} for 3 s .kaggle.stall_s"):
+        get(DATA_SET, stall_s=3, attempts=1)
     assert time.monotonic() - started < 15
 
 
