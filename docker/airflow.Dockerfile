@@ -9,10 +9,10 @@ ARG UV_DEFAULT_INDEX
 ENV UV_LINK_MODE=copy
 RUN pip install --no-cache-dir "uv==${UV_VERSION}"
 WORKDIR /src
-COPY pyproject.toml constraints.txt ./
+COPY pyproject.toml constraints-images.txt ./
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv venv /opt/airflow \
- && uv pip install --python /opt/airflow/bin/python --compile-bytecode --constraint constraints.txt \
+ && uv pip install --python /opt/airflow/bin/python --compile-bytecode --constraint constraints-images.txt \
       --group airflow-image
 
 FROM ${PYTHON_IMAGE}

@@ -14,10 +14,10 @@ WORKDIR /src
 # TensorRT's libraries are the server's own; PyPI has the bindings to them, which must be of the same version. Another
 # TRITON_IMAGE wants another version here: NVIDIA's support matrix says which.
 ARG TENSORRT_VERSION=10.13.3.9
-COPY pyproject.toml constraints.txt ./
+COPY pyproject.toml constraints-images.txt ./
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv venv --system-site-packages /opt/tasks \
- && uv pip install --python /opt/tasks/bin/python --compile-bytecode --constraint constraints.txt -r pyproject.toml \
+ && uv pip install --python /opt/tasks/bin/python --compile-bytecode --constraint constraints-images.txt -r pyproject.toml \
       "tensorrt-cu13-bindings==${TENSORRT_VERSION}" \
  && printf 'from tensorrt_bindings import *  # noqa\nfrom tensorrt_bindings import __version__\n' \
       >"$(echo /opt/tasks/lib/python3.*/site-packages)/tensorrt.py"

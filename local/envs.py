@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,9 +32,13 @@ PACKAGES = {  # what an environment holds; the file that its versions are from i
 }
 FOR_TESTS = [*TASKS, ".[dev,tensorrt-rtx]"]  # builds engines without a GPU: 150 MB
 RESOLVED = {
-    "constraints.txt": "--extra dev --extra tensorrt-rtx --group airflow --group airflow-image --group mlflow-image",
-    "constraints-triton.txt": "--group triton",
+    "constraints.txt": "pyproject.toml --extra dev --extra tensorrt-rtx --group airflow --group airflow-image "
+    "--group mlflow-image",
+    "constraints-triton.txt": "--group triton --generate-hashes",
 }
+# The versions of constraints.txt with the hashes of their files, and those of DVC's remotes: what the images install.
+HASHED = "constraints-images.txt"
+IMAGES = "pyproject.toml --group airflow-image --group mlflow-image --extra s3 --extra gs --extra ssh --generate-hashes"
 
 
 def make(for_tests: bool = False) -> None:
@@ -73,12 +78,16 @@ def install(environment: dict[str, str], name: str, packages: list[str]) -> None
 def resolve() -> None:
     """Resolves the newest versions into the constraints files, whose comments stay."""
     environment = surroundings()
-    for name, groups in RESOLVED.items():
+    for name, groups in {**RESOLVED, HASHED: IMAGES}.items():
         file = ROOT / name
         head = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-        options = "--universal --python-version 3.11 --no-annotate --no-header --quiet --upgrade".split()
-        uv(environment, "pip", "compile", "pyproject.toml", *groups.split(), *options, "-o", name)
-        file.write_text("\n".join([*head, file.read_text(encoding="utf-8")]), encoding="utf-8")
+        more = ["--constraint", "constraints.txt"] if name == HASHED else ["--upgrade"]
+        options = [*"--universal --python-version 3.11 --no-annotate --no-header --quiet".split(), *more]
+        uv(environment, "pip", "compile", *groups.split(), *options, "-o", name)
+        found = file.read_text(encoding="utf-8")
+        # A CPU's torch is another file than PyPI's, from PyTorch's own index.
+        found = re.sub(r"^(torch==[^\\]*?) *\\\n(?: +--hash=.*\n)+", r"\1\n", found, flags=re.MULTILINE)
+        file.write_text("\n".join([*head, found]), encoding="utf-8")
 
 
 def surroundings() -> dict[str, str]:
