@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import signing
 
 from tasks import config as configuration
 from tasks.promotion import register, registry
@@ -500,8 +501,11 @@ def test_the_steps_can_do_what_they_do(server, version, tmp_path):
         newest = max(int(one.version) for one in registry.versions(config))
         registry.pass_over_numbers(config, newest + 2)
         assert max(int(one.version) for one in registry.versions(config)) == newest
+        uri = f"models:/{MODEL}/{version}"
+        with registry.fetched(config, uri) as model:
+            signing.tag(config, version, model_sha256=registry.files_sha256(model))
         assert registry.verdict_of(config, "abc")["version"] == version
-        registry.fetch(config, version, tmp_path / "checkpoint")
+        registry.fetch(config, registry.require_signed(config, version), tmp_path / "checkpoint")
         assert registry.experiment_before(config).name == config.mlflow.experiment
         with pytest.raises(registry.Refused, match="steps may read, .* delete no model"):
             registry.client(config).delete_model_version(MODEL, str(version))
