@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from contextlib import nullcontext
 
 import httpx
 
@@ -18,11 +19,13 @@ def ask(url: str, text: str = TEXT, client=httpx) -> dict:
 
 
 class Clients:
-    """Threads that ask all the time; every answer's version and every failure is kept."""
+    """Threads that ask all the time, some of them on a new connection each time; every answer's version, how long it
+    took, and every failure is kept."""
 
-    def __init__(self, url: str):
-        self.url, self.versions, self.failures, self.stopped = url, [], [], threading.Event()
-        self.threads = [threading.Thread(target=self.run) for _ in range(CLIENTS)]
+    def __init__(self, url: str, kept: int = CLIENTS, new: int = 0):
+        self.url, self.versions, self.seconds, self.failures = url, [], [], []
+        self.stopped = threading.Event()
+        self.threads = [threading.Thread(target=self.run, args=(number >= kept,)) for number in range(kept + new)]
 
     def __enter__(self):
         for thread in self.threads:
@@ -34,11 +37,18 @@ class Clients:
         for thread in self.threads:
             thread.join()
 
-    def run(self):
-        with httpx.Client(trust_env=False) as client:
+    def run(self, new: bool):
+        with httpx.Client(trust_env=False) as kept:
             while not self.stopped.is_set():
-                try:
-                    self.versions.append(ask(self.url, client=client)["version"])
-                except Exception as error:  # an answer that is no answer, too
-                    self.failures.append(repr(error))
+                with httpx.Client(trust_env=False) if new else nullcontext(kept) as client:
+                    started = time.monotonic()
+                    try:
+                        self.versions.append(ask(self.url, client=client)["version"])
+                        self.seconds.append(time.monotonic() - started)
+                    except Exception as error:  # an answer that is no answer, too
+                        self.failures.append(repr(error))
                 time.sleep(0.1)  # leaves the cores to the training
+
+    def p99(self) -> float:
+        """Seconds."""
+        return sorted(self.seconds)[int(len(self.seconds) * 0.99)]

@@ -1,53 +1,15 @@
-"""What a stranger without a login does to the gateway, and clients that go on asking meanwhile."""
+"""What a stranger without a login does to the gateway."""
 
 import contextlib
 import http.client
 import selectors
 import socket
-import threading
 import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
-from asking import ask
-
 INFER = "/v2/models/toxic_text/infer"
-
-
-class Watchers:
-    """Clients on kept connections and on new ones, who ask all the time: every failure and every latency is kept."""
-
-    def __init__(self, url: str, each: int = 2):
-        self.url, self.failures, self.seconds, self.stopped = url, [], [], threading.Event()
-        self.threads = [threading.Thread(target=self.run, args=(kept,)) for kept in (True, False) for _ in range(each)]
-
-    def __enter__(self):
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.stopped.set()
-        for thread in self.threads:
-            thread.join()
-
-    def run(self, kept: bool):
-        with httpx.Client(trust_env=False) as client:
-            while not self.stopped.is_set():
-                with contextlib.nullcontext(client) if kept else httpx.Client(trust_env=False) as asking:
-                    started = time.monotonic()
-                    try:
-                        ask(self.url, client=asking)
-                        self.seconds.append(time.monotonic() - started)
-                    except Exception as error:  # an answer that is no answer, too
-                        self.failures.append(repr(error))
-                time.sleep(0.05)
-
-    def p99(self) -> float:
-        """Seconds."""
-        return sorted(self.seconds)[int(len(self.seconds) * 0.99)]
 
 
 def bomb(unpacked: int) -> bytes:

@@ -8,7 +8,8 @@ from contextlib import suppress
 import httpx
 import numpy as np
 import pytest
-from attacks import INFER, Watchers, bomb, hold_slow_sockets, in_parallel, post
+from asking import Clients
+from attacks import INFER, bomb, hold_slow_sockets, in_parallel, post
 from conftest import answers, figure, kill_main_process, wait_for
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
@@ -21,7 +22,7 @@ MEBIBYTE = 2**20
 @pytest.fixture(scope="module")
 def quiet(stack, served) -> float:
     """p99 of the same clients before any attack, in seconds."""
-    with Watchers(stack.url("TRITON_HTTP_PORT")) as clients:
+    with Clients(stack.url("TRITON_HTTP_PORT"), kept=2, new=2) as clients:
         clients.stopped.wait(10)
     assert clients.failures == []
     figure("attack_p99_before", 1000 * clients.p99(), "ms")
@@ -32,7 +33,7 @@ def quiet(stack, served) -> float:
 def unharmed(stack, quiet, request):
     """Clients ask during the test; at its end none of them has met a failure, and Triton is the one that it was."""
     before = started(stack, "triton-cpu")
-    with Watchers(stack.url("TRITON_HTTP_PORT")) as clients:
+    with Clients(stack.url("TRITON_HTTP_PORT"), kept=2, new=2) as clients:
         yield
     assert clients.failures == [] and len(clients.seconds) > 10
     assert started(stack, "triton-cpu") == before
