@@ -64,6 +64,11 @@ class Stack:
     def compose(self, *arguments: str, check=True, **more) -> subprocess.CompletedProcess:
         return self.run("docker", "compose", *arguments, check=check, **more)
 
+    def command(self, *words: str, check=True) -> subprocess.CompletedProcess:
+        """One of the project's commands, by hand."""
+        run = ("run", "--rm", "-T", "commands", "python", "commands.py")
+        return self.compose(*run, *words, "profile=demo", check=check)
+
     def secret(self, name: str) -> str:
         return (self.secrets / name).read_text()
 

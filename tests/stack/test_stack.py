@@ -530,6 +530,7 @@ def test_a_forged_version_is_not_released_and_is_champion_for_no_run(stack, swap
         true = steps.get(f"{mlflow}/model-versions/get", params=get).raise_for_status().json()["model_version"]
         copied = [tag for tag in true["tags"] if tag["key"] != "served_at"]
         body = {"name": model, "source": true["source"], "run_id": true["run_id"], "tags": copied}
+        body["model_id"] = true["source"].removeprefix("models:/")
         made = steps.post(f"{mlflow}/model-versions/create", json=body).raise_for_status().json()["model_version"]
         for alias in ("champion", "approved"):
             named = {"name": model, "alias": alias, "version": made["version"]}
@@ -553,6 +554,14 @@ def test_a_killed_scheduler_leaves_no_orphan_and_its_run_ends_well(stack, swappe
     assert stack.steps() == {}
     judged = json.loads((stack.workspace / "runs" / "weekly-scheduler-killed" / "gate.json").read_text())
     assert judged["champion"] == 2, "it was held against what is only called champion"
+
+
+def test_the_registry_names_the_true_champion_again(stack, swapped):
+    repaired = json.loads(stack.command("swap", "--repair").stdout.splitlines()[-1])
+    assert repaired["aliases"]["champion"] == 2
+    assert stack.command("verify", "--version=2").returncode == 0
+    forged = stack.command("verify", "--version=3", check=False)
+    assert forged.returncode == 2 and "version 3" in forged.stderr
 
 
 # Losing everything ----------------------------------------------------------------------------------------------------
@@ -621,13 +630,10 @@ def test_new_secrets_hold_after_the_next_start(stack, swapped):
 
 
 def test_a_rollback_by_hand_is_one_command_and_so_is_the_end_of_its_hold(stack, swapped):
-    def command(*words: str) -> str:
-        return stack.compose("run", "--rm", "-T", "commands", "python", "commands.py", *words, "profile=demo").stdout
-
-    command("rollback", "--reason=tried in a test")
+    stack.command("rollback", "--reason=tried in a test")
     assert stack.ask()["version"] == 1
-    assert "version 2 was rolled back" in command("hold")
-    command("hold", "--clear", "--reason=tried in a test")
+    assert "version 2 was rolled back" in stack.command("hold").stdout
+    stack.command("hold", "--clear", "--reason=tried in a test")
 
 
 def reasons(stack, run_id: str, task: str) -> list[str]:
