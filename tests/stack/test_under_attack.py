@@ -64,9 +64,7 @@ def test_large_bodies_that_fit_are_taken_a_few_at_a_time(stack, unharmed):
     """They are work, and whoever asks meanwhile waits for it."""
     fits, port = question(*["a" * MEBIBYTE] * 4), stack.ports["TRITON_HTTP_PORT"]
     assert in_parallel(20, lambda: post(port, fits, {})) == [200] * 20
-    no_messages = (
-        b'{"inputs": [' + b"0," * (4 * MEBIBYTE - 16) + b"0]}"
-    )  # a number takes ten times as much, once parsed
+    no_messages = b'{"inputs": [' + b"0," * (4 * MEBIBYTE - 16) + b"0]}"  # ten times as much once it is parsed
     assert in_parallel(20, lambda: post(port, no_messages, {})) == [400] * 20
 
 
