@@ -55,7 +55,7 @@ def test_bodies_that_unpack_to_gigabytes_are_refused(stack, unharmed):
 def test_bodies_that_are_too_large_are_refused(stack, unharmed):
     too_large, chunks = b" " * (64 * MEBIBYTE), [b" " * MEBIBYTE] * 64
     port = stack.ports["TRITON_HTTP_PORT"]
-    for _ in range(20):  # each is over in a moment
+    for _ in range(10):  # each is over in a moment
         assert in_parallel(20, lambda: post(port, too_large, {})) == [413] * 20
         assert in_parallel(20, lambda: post(port, iter(chunks), {})) == [411] * 20
         time.sleep(0.2)
@@ -83,7 +83,7 @@ def test_slow_sockets_shut_nobody_out(stack, unharmed, port, send):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(8192, hard), hard))
     try:
-        assert hold_slow_sockets(stack.ports[port], 2500, 20, send) >= 2500
+        assert hold_slow_sockets(stack.ports[port], 2500, 13, send) >= 2500
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
