@@ -458,12 +458,13 @@ def run_slug(dag_id: str, run_id: str) -> str:
     whole = f"{dag_id.removeprefix('toxicity_')}-{run_id}"
     plain = re.sub(r"[^A-Za-z0-9._-]", "-", whole)
     # An id that loses something, or that somebody typed like the name of another one, is told apart by its hash.
-    if _AIRFLOWS_OWN_ID.fullmatch(run_id) or whole == plain and len(plain) <= 200 and not _LIKE_A_SLUG.search(run_id):
+    plainly_named = _AIRFLOWS_OWN_ID.fullmatch(run_id) or whole == plain and not _LIKE_A_SLUG.search(run_id)
+    if plainly_named and len(plain) <= 200:
         return plain
     return f"{plain[:191]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
-_AIRFLOWS_OWN_ID = re.compile(r"[a-z_]+__\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00(_\w+)?")
+_AIRFLOWS_OWN_ID = re.compile(r"[a-z_]+__\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00(_\w+)?", re.ASCII)
 _LIKE_A_SLUG = re.compile(r"__\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d|-[0-9a-f]{8}$")
 
 

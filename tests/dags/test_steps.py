@@ -135,6 +135,7 @@ def test_the_run_folder_is_named_by_dag_and_run():
 
 def test_no_two_runs_share_a_folder():
     ids = ["a:b", "a+b", "a-b", "x" * 250, "x" * 251, "manual__2026-11-24T03:00:00+00:00"]
+    ids += [f"manual__2026-11-24T03:00:00+00:00_{end}" for end in ("é", "è", "-", "x" * 200, "x" * 201)]
     ids += ["manual__2026-11-24T03-00-00-00-00", "manual__2026-11-24T03-00-00+00:00"]
     named = [steps.run_slug("toxicity_weekly", one) for one in ids]
     hashed = [one.removeprefix("weekly-") for one in named if re.search("-[0-9a-f]{8}$", one)]
