@@ -36,6 +36,7 @@ def hold_slow_sockets(port: int, number: int, seconds: float, send: bytes) -> in
     """So many connections that each send a byte in two seconds, opened again where they are closed. Returns how many
     were opened in all."""
     opened, deadline, open_ones = 0, time.monotonic() + seconds, []
+    next_byte = time.monotonic() + 2
     selector = selectors.DefaultSelector()
     while time.monotonic() < deadline:
         while len(open_ones) < number and time.monotonic() < deadline:
@@ -55,7 +56,8 @@ def hold_slow_sockets(port: int, number: int, seconds: float, send: bytes) -> in
             selector.unregister(key.fileobj)
             key.fileobj.close()
         open_ones = [one for one in open_ones if one.fileno() >= 0]
-        if int(time.monotonic() * 10) % 20 == 0:
+        if time.monotonic() >= next_byte:
+            next_byte += 2
             for one in open_ones:
                 with contextlib.suppress(OSError):
                     one.send(b"a")
