@@ -80,8 +80,7 @@ def sign(config: Config, number: int, logged: dict) -> None:
     """Signs a version as this step has registered it, whatever a hand may have made of it since."""
     values = {name: logged["tags"][name] for name in signatures.KINDS["register"] if name in logged["tags"]}
     values["source"] = logged["source"]
-    said = signatures.statement("register", config.mlflow.registered_model, number, values)
-    registry.tag(config, number, **{f"{signatures.PREFIX}register": signatures.signature(config.workspace, said)})
+    registry.tag(config, number, **registry.signature_tag(config, number, "register", values))
 
 
 def log_version(config: Config, run: Run, folder: Path, tags: dict[str, str]) -> int:

@@ -229,11 +229,10 @@ def record(config: Config, number: int, **facts) -> None:
         if not values:
             continue
         head = names[-1]
-        said = signatures.statement(kind, config.mlflow.registered_model, number, values)
-        written = signatures.signature(config.workspace, said)
+        signed = signature_tag(config, number, kind, values)
         others = {name: value for name, value in values.items() if name != head}
         withdraw(config, number, kind, keep=set(others))
-        tag(config, number, **others, **{f"{signatures.PREFIX}{kind}": written}, **{head: values[head]})
+        tag(config, number, **others, **signed, **{head: values[head]})
     tag(config, number, **facts)
 
 
@@ -247,8 +246,13 @@ def sign(config: Config, number: int, *kinds: str) -> None:
     """Signs what the registry says of a version now: only for who knows that it is right."""
     found = version(config, number)
     for kind in kinds:
-        said = signatures.statement(kind, found.name, number, signatures.facts(found, kind))
-        tag(config, number, **{f"{signatures.PREFIX}{kind}": signatures.signature(config.workspace, said)})
+        tag(config, number, **signature_tag(config, number, kind, signatures.facts(found, kind)))
+
+
+def signature_tag(config: Config, number: int, kind: str, values: dict[str, str]) -> dict[str, str]:
+    """The tag that signs facts of a kind about a version."""
+    said = signatures.statement(kind, config.mlflow.registered_model, number, values)
+    return {f"{signatures.PREFIX}{kind}": signatures.signature(config.workspace, said)}
 
 
 def require_signed(config: Config, number: int, *needed: str, but: tuple[str, ...] = (), names: tuple[str, ...] = ()):

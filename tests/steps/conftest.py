@@ -5,6 +5,7 @@ from raw_data import SMALL
 
 from tasks import config as configuration
 from tasks.data import sample
+from tasks.promotion import registry
 from tasks.run import find
 
 
@@ -16,6 +17,20 @@ def workspace(tmp_path, empty_store, monkeypatch):
     for name in ("TOXIC_RUN_ID", "TOXIC_OVERRIDES"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def config(workspace, monkeypatch):
+    """The demo's configuration, with a registry that has the model and no version."""
+    monkeypatch.delenv("TOXIC_REVIEW", raising=False)
+    config = configuration.load(["profile=demo", "disk.min_free_gib=0"])
+    registry.ensure_model(config)
+    return config
+
+
+@pytest.fixture
+def mlflow(config):
+    return registry.client(config)
 
 
 @pytest.fixture(scope="session")

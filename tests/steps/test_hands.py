@@ -26,19 +26,6 @@ from tasks.training import checkpoint, evaluate
 SERVED_AT = "2026-11-0{}T03:00:00.000+00:00"
 
 
-@pytest.fixture
-def config(workspace, monkeypatch):
-    monkeypatch.delenv("TOXIC_REVIEW", raising=False)
-    config = configuration.load(["profile=demo", "disk.min_free_gib=0"])
-    registry.ensure_model(config)
-    return config
-
-
-@pytest.fixture
-def mlflow(config):
-    return registry.client(config)
-
-
 def version(config, **tags) -> int:
     """A version that passed the gate, of run `run-N`."""
     name, number = config.mlflow.registered_model, len(registry.versions(config)) + 1

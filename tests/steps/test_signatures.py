@@ -25,19 +25,6 @@ from tasks.training import checkpoint, evaluate
 
 
 @pytest.fixture
-def config(workspace, monkeypatch):
-    monkeypatch.delenv("TOXIC_REVIEW", raising=False)
-    config = configuration.load(["profile=demo", "disk.min_free_gib=0"])
-    registry.ensure_model(config)
-    return config
-
-
-@pytest.fixture
-def mlflow(config):
-    return registry.client(config)
-
-
-@pytest.fixture
 def second(config):
     """Version 2 serves, whose checkpoint is at hand, as version 1 did before; both are signed."""
     sha256 = checkpoint.content_hash(checkpoint_in(checkpoint.final(config)))
